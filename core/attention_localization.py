@@ -1,0 +1,133 @@
+"""Where the concept is: cross-attention of the concept's tokens, binarized into LAG's localization mask.
+
+In the Transformer2DModel i, with queries Q [heads, N, d] from the picture and keys K [heads, L, d] from the prompt:
+
+    A     = softmax(Q K^T / sqrt(d))                         [heads, N, L]
+    A_iC  = mean over heads of (sum over j in C of A[..., j])   [N], C = the tokens of V* and of the macro class
+    M_i   = A_iC > median over positions of A_iC              [N], in {0, 1}
+
+M_i then gates the residual of the same block's `proj_out`, inside the same UNet pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from .base_model import BaseModel
+
+
+def attend_and_locate(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-attention's output, and the share of every position's attention that falls on the concept.
+
+    The probabilities are computed once and used twice. Prompts are short, so they fit in memory at every resolution.
+
+    Args:
+        query: [S, heads, N, d]; key, value: [S, heads, L, d].
+        concept_tokens: [S, L], one where a token is in C.
+
+    Returns:
+        The output [S, heads, N, d], and A_C [S, N] float32 in [0, 1].
+    """
+    probabilities = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(dim=-1)
+    concept_attention = torch.einsum("shnl,sl->sn", probabilities, concept_tokens) / query.shape[1]
+    return probabilities.to(value.dtype) @ value, concept_attention
+
+
+def binarize(concept_attention: Tensor, quantile: float = 0.5) -> Tensor:
+    """M = A_C > its quantile over positions: [S, N] -> [S, N] in {0, 1}, float32.
+
+    For the median of an even number of distinct values exactly half of the positions are on. The quantile is the value
+    at rank ceil(quantile x N), an element of A_C, so that no interpolation can round it past a neighbour.
+    """
+    positions = concept_attention.shape[-1]
+    rank = max(1, -int(-quantile * positions // 1))
+    threshold = concept_attention.kthvalue(rank, dim=-1, keepdim=True).values
+    return (concept_attention > threshold).float()
+
+
+@dataclass(slots=True, eq=False)
+class ConceptLocalization:
+    """LAG's masks for a tensor batch of guidance pairs (unconditional, conditional), one pair an image.
+
+    Attributes:
+        concept_tokens: [S, L], the set C of every sample's prompt; zero in the unconditional samples.
+        localized: [I] bool, an image whose residual acts only inside M; False lets it act everywhere (M = 1).
+        unconditional: what the unconditional half gets: "share_mask", its conditional half's mask, or "base", no residual.
+        quantile: the threshold over positions; the paper's is the median.
+        pairs: samples an image: 2 with guidance, 1 without.
+    """
+
+    concept_tokens: Tensor
+    localized: Tensor
+    unconditional: str = "share_mask"
+    quantile: float = 0.5
+    pairs: int = 2
+    _attention: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    def observe(self, transformer: str, concept_attention: Tensor) -> None:
+        """Remember A_C [S, N] of one cross-attention layer of a transformer."""
+        self._attention[transformer].append(concept_attention)
+
+    def mask(self, transformer: str) -> Tensor:
+        """[S, N]: where the named transformer's residual acts in this pass. Forgets what was observed for it."""
+        layers = self._attention.pop(transformer)
+        attention = torch.stack(layers).mean(dim=0) if len(layers) > 1 else layers[0]
+        conditional = binarize(attention[self.pairs - 1 :: self.pairs], self.quantile)
+        conditional = torch.where(self.localized[:, None], conditional, torch.ones_like(conditional))
+        if self.pairs == 1:
+            return conditional
+        unconditional = torch.zeros_like(conditional) if self.unconditional == "base" else conditional
+        return torch.stack((unconditional, conditional), dim=1).flatten(0, 1)
+
+
+class LocatingAttnProcessor:
+    """A diffusers attention processor for one cross-attention layer: same output, and A_C reported on the way."""
+
+    def __init__(self, transformer: str, localization: ConceptLocalization) -> None:
+        self.transformer = transformer
+        self.localization = localization
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        samples = hidden_states.shape[0]
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.view(samples, projected.shape[1], attn.heads, -1).transpose(1, 2)
+
+        query = heads(attn.to_q(hidden_states))
+        key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
+        output, concept_attention = attend_and_locate(query, key, value, self.localization.concept_tokens)
+        self.localization.observe(self.transformer, concept_attention)
+        output = output.transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+@contextmanager
+def observed(base: BaseModel, localization: ConceptLocalization) -> Iterator[None]:
+    """While this is open, the cross-attention of every target layer's transformer reports to `localization`."""
+    processors = dict(base.unet.attn_processors)
+    transformers = {target.transformer for target in base.target_layers}
+    locating = {
+        name: LocatingAttnProcessor(owner, localization)
+        for name in processors
+        for owner in [name.partition(".transformer_blocks.")[0]]
+        if owner in transformers and name.endswith(".attn2.processor")
+    }
+    base.unet.set_attn_processor({**processors, **locating})
+    try:
+        yield
+    finally:
+        base.unet.set_attn_processor(processors)

@@ -1,0 +1,150 @@
+"""The frozen text-to-image model that every concept shares: tokenizer, text encoder, VAE, UNet and noise schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLayer:
+    """A `proj_out` that gets a residual: dW = A B is width x width.
+
+    Attributes:
+        name: path of the layer inside the UNet, such as "down_blocks.0.attentions.0.proj_out".
+        width: m, its number of input and output channels.
+        kind: "conv" (SD 1.x: a 1x1 convolution over [S, m, h, w]) or "linear" (SD 2.x: over [S, N, m]).
+    """
+
+    name: str
+    width: int
+    kind: Literal["conv", "linear"]
+
+    @property
+    def transformer(self) -> str:
+        """Path of the Transformer2DModel whose output this layer projects."""
+        return self.name.removesuffix(".proj_out")
+
+    def rank(self, rank_fraction: float) -> int:
+        """r = max(1, round(rank_fraction x m)); the paper's fraction is 0.05."""
+        return max(1, round(rank_fraction * self.width))
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A Stable-Diffusion-shaped latent diffusion model, frozen and in eval mode.
+
+    Attributes:
+        name: what the run spec called it.
+        revision: the commit or content digest that pins its weights.
+    """
+
+    name: str
+    revision: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    noise_schedule: DDPMScheduler
+    scheduler_config: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config["in_channels"])
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side, in pixels, of the square pictures this model was trained on."""
+        return int(self.unet.config["sample_size"]) * self.pixels_per_latent
+
+    @property
+    def prediction_type(self) -> str:
+        """Either "epsilon" or "v_prediction": what the UNet's output means."""
+        return str(self.noise_schedule.config["prediction_type"])
+
+    @cached_property
+    def target_layers(self) -> tuple[TargetLayer, ...]:
+        """The `proj_out` of every Transformer2DModel, in the UNet's own order (16 of them in SD 1.x)."""
+        layers = []
+        for name, module in self.unet.named_modules():
+            if not isinstance(module, Transformer2DModel):
+                continue
+            projection = module.proj_out
+            if isinstance(projection, torch.nn.Conv2d):
+                layers.append(TargetLayer(f"{name}.proj_out", projection.in_channels, "conv"))
+            else:
+                layers.append(TargetLayer(f"{name}.proj_out", int(projection.in_features), "linear"))
+        return tuple(layers)
+
+    def layer(self, target: TargetLayer) -> torch.nn.Module:
+        return self.unet.get_submodule(target.name)
+
+
+def load_tokenizer(path: str | Path) -> CLIPTokenizer:
+    """The tokenizer alone, for checking prompts without loading any weights."""
+    return CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", local_files_only=True)
+
+
+def load_base_model(
+    path: str | Path,
+    *,
+    name: str,
+    revision: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> BaseModel:
+    """Load a diffusers pipeline folder of Stable Diffusion 1.x or 2.x shape.
+
+    The UNet and the text encoder get `dtype`; the VAE stays in float32, since half-precision VAEs are known for black
+    images and it runs once an image. Only safetensors weights are read: a pickle can run code.
+
+    Raises:
+        InvalidInput: a part is missing, is not of the right class, or has no safetensors weights.
+    """
+
+    def part(cls: Any, subfolder: str, part_dtype: torch.dtype) -> Any:
+        return cls.from_pretrained(
+            path, subfolder=subfolder, dtype=part_dtype, use_safetensors=True, local_files_only=True
+        )
+
+    try:
+        tokenizer = load_tokenizer(path)
+        schedule = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
+        text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+        vae = _torch_dtype_part(AutoencoderKL, path, "vae", torch.float32)
+        unet = _torch_dtype_part(UNet2DConditionModel, path, "unet", dtype)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(
+            f"base model {name!r} could not be loaded: {str(error).splitlines()[0]}",
+            fix="give a diffusers Stable Diffusion folder with tokenizer, text_encoder, vae, unet and scheduler, "
+            "its weights as .safetensors",
+        ) from error
+    for module in (text_encoder, vae, unet):
+        module.to(device).eval().requires_grad_(False)
+    return BaseModel(name, revision, tokenizer, text_encoder, vae, unet, schedule, dict(schedule.config))
+
+
+def _torch_dtype_part(cls: Any, path: str | Path, subfolder: str, dtype: torch.dtype) -> Any:
+    # diffusers models still spell the argument torch_dtype; transformers' spell it dtype.
+    return cls.from_pretrained(path, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)

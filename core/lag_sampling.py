@@ -1,0 +1,229 @@
+"""Render prompts with personalized residuals, localized where cross-attention finds the concept (LAG).
+
+Shapes: I images in the tensor batch (`batch_size`, always: a short batch is padded), S = 2 I UNet samples with guidance
+(unconditional and conditional half of every image side by side), S = I without; C, h, w are the latent's.
+
+    eps_hat = eps_u + s (eps_c - eps_u),  both from UNet passes in which   f_i = W_i x + M_i * (A_i B_i x)
+
+Images of different concepts, prompts and variants share a batch: each has its own residual, its own V* and its own mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from pydantic import Field
+from torch import Tensor
+
+from .attention_localization import ConceptLocalization, observed
+from .base_model import BaseModel
+from .concept import expand_template
+from .identifier_token import (
+    TokenizedPrompt,
+    concept_token_mask,
+    encode_prompts,
+    identifier_embedding,
+    tokenize,
+    tokenize_concept_prompt,
+)
+from .latents import decode_latents
+from .packing import pack
+from .residual import Residual
+from .residual_bank import ResidualBank, attached
+from .settings import Settings
+
+Variant = Literal["base", "residual", "lag"]
+
+
+class SamplingSettings(Settings):
+    """How a prompt becomes an image."""
+
+    steps: int = Field(default=50, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float = Field(default=7.5, ge=1, le=50, description="classifier-free guidance; 1 switches it off")
+    scheduler: Literal["ddim", "dpmsolver++"] = Field(default="ddim", description="the denoising scheduler, from diffusers")
+    variants: tuple[Variant, ...] = Field(
+        default=("lag",),
+        min_length=1,
+        description="lag: residual where attention finds the concept; residual: everywhere; base: the base model alone",
+    )
+    unconditional: Literal["share_mask", "base"] = Field(
+        default="share_mask",
+        description="the unconditional half of guidance: residual under its conditional half's mask, or base weights",
+    )
+    mask_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="attention above this quantile is the concept; the paper's is the median"
+    )
+    negative_prompt: str = Field(default="", description="the unconditional half's prompt")
+    images_per_prompt: int = Field(default=1, ge=1, le=1000, description="images of every prompt, each with its own seed")
+    height: int | None = Field(default=None, ge=8, description="pixels; null: the base model's own size")
+    width: int | None = Field(default=None, ge=8, description="pixels; null: the base model's own size")
+    batch_size: int = Field(
+        default=8, ge=1, le=1024, description="images of any concepts denoised together; short batches are padded"
+    )
+
+    @classmethod
+    def not_fingerprinted(cls) -> frozenset[str]:
+        return frozenset({"batch_size"})
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """One image to make.
+
+    Attributes:
+        template: the prompt with `{concept}`; the base variant reads it with the macro class alone.
+        seed: of the image's initial noise.
+    """
+
+    concept_id: str
+    macro_class: str
+    template: str
+    prompt_index: int
+    image_index: int
+    variant: Variant
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendering:
+    """One image: H x W x 3 uint8, what asked for it, and the prompt as the model read it.
+
+    `finite` is False when the denoising ran into NaN or infinity; the pixels then mean nothing.
+    """
+
+    request: RenderRequest
+    prompt: str
+    image: np.ndarray
+    finite: bool
+
+
+def render(
+    base: BaseModel,
+    residuals: Mapping[str, Residual],
+    requests: Sequence[RenderRequest],
+    settings: SamplingSettings,
+    *,
+    identifier_token: str,
+    on_step: Callable[[int], None] | None = None,
+) -> list[Rendering]:
+    """Render all requests, in their order, in full batches of mixed concepts.
+
+    Args:
+        residuals: by concept id; every request's concept must be here unless its variant is "base".
+        on_step: called with the number of denoising steps done over all batches.
+
+    Raises:
+        ConceptError: a prompt does not fit the tokenizer.
+        KeyError: a request's concept has no residual.
+    """
+    renderings: list[Rendering] = []
+    for number, batch in enumerate(pack(requests, settings.batch_size)):
+
+        def report(step: int, done: int = number * settings.steps) -> None:
+            if on_step:
+                on_step(done + step)
+
+        renderings += _render_batch(base, residuals, batch, settings, identifier_token, report)
+    return renderings
+
+
+@torch.inference_mode()
+def _render_batch(
+    base: BaseModel,
+    residuals: Mapping[str, Residual],
+    batch: Sequence[RenderRequest],
+    settings: SamplingSettings,
+    identifier_token: str,
+    on_step: Callable[[int], None],
+) -> list[Rendering]:
+    padded = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
+    prompts = [tokenize_request(base, request, identifier_token) for request in padded]
+    guided = settings.guidance_scale > 1
+    text = _conditioning(base, residuals, padded, prompts, settings, identifier_token)
+    bank = _bank(base, residuals, padded)
+    localization = ConceptLocalization(
+        concept_tokens=_with_unconditional(concept_token_mask(prompts), guided).to(base.device),
+        localized=torch.tensor([request.variant == "lag" for request in padded], device=base.device),
+        unconditional=settings.unconditional,
+        quantile=settings.mask_quantile,
+        pairs=2 if guided else 1,
+    )
+    scheduler = make_scheduler(base, settings)
+    latents = _initial_noise(base, padded, settings) * scheduler.init_noise_sigma
+    with observed(base, localization), attached(base, bank, localization):
+        for step, timestep in enumerate(scheduler.timesteps):
+            model_input = scheduler.scale_model_input(latents, timestep).to(base.dtype)
+            if guided:
+                model_input = model_input.repeat_interleave(2, dim=0)
+            predicted = base.unet(model_input, timestep, text, return_dict=False)[0].float()
+            if guided:
+                unconditional, conditional = predicted[0::2], predicted[1::2]
+                predicted = unconditional + settings.guidance_scale * (conditional - unconditional)
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+            on_step(step + 1)
+    finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
+    images = decode_latents(base, torch.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0))
+    return [
+        Rendering(request, prompt.text, image, ok)
+        for request, prompt, image, ok in zip(batch, prompts, images, finite, strict=False)
+    ]
+
+
+def tokenize_request(base: BaseModel, request: RenderRequest, identifier_token: str) -> TokenizedPrompt:
+    """The prompt of one request: "a V* mug on grass", or for the base variant "a mug on grass"."""
+    if request.variant == "base":
+        return tokenize(base.tokenizer, expand_template(request.template, None, request.macro_class))
+    return tokenize_concept_prompt(base.tokenizer, request.template, identifier_token, request.macro_class)
+
+
+def make_scheduler(base: BaseModel, settings: SamplingSettings) -> Any:
+    """A fresh diffusers scheduler with the base model's own noise schedule, set to `settings.steps`."""
+    classes = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+    config = {key: value for key, value in base.scheduler_config.items() if not key.startswith("_")}
+    scheduler = classes[settings.scheduler].from_config(config)
+    scheduler.set_timesteps(settings.steps, device=base.device)
+    return scheduler
+
+
+def _conditioning(
+    base: BaseModel,
+    residuals: Mapping[str, Residual],
+    requests: Sequence[RenderRequest],
+    prompts: Sequence[TokenizedPrompt],
+    settings: SamplingSettings,
+    identifier_token: str,
+) -> Tensor:
+    """[S, L, D] text states, every image with its own concept's V*."""
+    untrained = identifier_embedding(base, identifier_token)
+    learned = [residuals[request.concept_id].identifier if request.variant != "base" else None for request in requests]
+    identifiers = torch.stack([untrained if one is None else one.to(base.device) for one in learned])
+    conditional = encode_prompts(base, prompts, identifiers)
+    if settings.guidance_scale <= 1:
+        return conditional
+    negative = encode_prompts(base, [tokenize(base.tokenizer, settings.negative_prompt)])
+    return torch.stack((negative.expand_as(conditional), conditional), dim=1).flatten(0, 1)
+
+
+def _bank(base: BaseModel, residuals: Mapping[str, Residual], requests: Sequence[RenderRequest]) -> ResidualBank:
+    """One group an image; each concept's factors travel to the device once, and the base variant is a zero residual."""
+    wanted = list(dict.fromkeys(request.concept_id for request in requests if request.variant != "base"))
+    stacked = ResidualBank.stack([None, *(residuals[concept_id] for concept_id in wanted)], base)
+    slots = [0 if request.variant == "base" else 1 + wanted.index(request.concept_id) for request in requests]
+    return stacked.select(torch.tensor(slots, device=base.device))
+
+
+def _with_unconditional(mask: Tensor, guided: bool) -> Tensor:
+    return torch.stack((torch.zeros_like(mask), mask), dim=1).flatten(0, 1) if guided else mask
+
+
+def _initial_noise(base: BaseModel, requests: Sequence[RenderRequest], settings: SamplingSettings) -> Tensor:
+    """[I, C, h, w], every image's noise from its own seed; drawn on the CPU, so the same on every device."""
+    height, width = (side or base.resolution for side in (settings.height, settings.width))
+    shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
+    return torch.stack(noise).to(base.device)

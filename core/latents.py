@@ -1,0 +1,71 @@
+"""Reference images to VAE latents, computed once a concept and never again in the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .base_model import BaseModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceLatents:
+    """The VAE posterior of R reference images, scaled for the UNet.
+
+    Attributes:
+        mean: [R, C, h, w] float32.
+        std: [R, C, h, w] float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+def fit_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scale and centre-crop an H x W x 3 uint8 picture to side x side; a picture of that size is returned as it is."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (side, side), method=Image.Resampling.LANCZOS))
+
+
+def pixels_to_tensor(picture: np.ndarray) -> Tensor:
+    """H x W x 3 uint8 -> [1, 3, H, W] float32 in [-1, 1]."""
+    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1.0).permute(2, 0, 1)[None]
+
+
+def tensor_to_pixels(images: Tensor) -> np.ndarray:
+    """[I, 3, H, W] in [-1, 1] -> I x H x W x 3 uint8."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_references(base: BaseModel, references: Sequence[np.ndarray], *, mirrored: bool = False) -> ReferenceLatents:
+    """Encode a concept's references at the base model's resolution; with `mirrored`, also each one's mirror image.
+
+    Pictures pass through the VAE one at a time: a tensor batch of another size would change their last bits, and the
+    number of references differs between concepts.
+    """
+    pictures = [fit_square(reference, base.resolution) for reference in references]
+    if mirrored:
+        pictures += [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
+    scale = float(base.vae.config["scaling_factor"])
+    shift = float(base.vae.config.get("shift_factor") or 0.0)
+    means, stds = [], []
+    for picture in pictures:
+        posterior = base.vae.encode(pixels_to_tensor(picture).to(base.device, base.vae.dtype)).latent_dist
+        means.append((posterior.mean.float() - shift) * scale)
+        stds.append(posterior.std.float() * scale)
+    return ReferenceLatents(torch.cat(means), torch.cat(stds))
+
+
+@torch.no_grad()
+def decode_latents(base: BaseModel, latents: Tensor) -> np.ndarray:
+    """[I, C, h, w] latents as the UNet sees them -> I x H x W x 3 uint8."""
+    scale = float(base.vae.config["scaling_factor"])
+    shift = float(base.vae.config.get("shift_factor") or 0.0)
+    return tensor_to_pixels(base.vae.decode((latents.to(base.vae.dtype) / scale) + shift).sample)

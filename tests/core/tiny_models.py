@@ -1,0 +1,103 @@
+"""Base models of Stable Diffusion 1.x and 2.x shape, small enough for a test: random weights, the real classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from persres.core.base_model import BaseModel, load_base_model
+
+Shape = Literal["sd1", "sd2"]
+LENGTH = 16
+WORDS = "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()
+
+
+def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
+    """Save a StableDiffusionPipeline folder: 16x16 pictures, 8x8 latents, three target layers.
+
+    "sd1": convolutional proj_out and epsilon; "sd2": linear proj_out and v-prediction.
+    """
+    torch.manual_seed(seed)
+    linear = shape == "sd2"
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32, 40),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4) if linear else 2,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+    )
+    tokenizer = tiny_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=LENGTH,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if linear else "epsilon",
+        timestep_spacing="trailing" if linear else "leading",
+        rescale_betas_zero_snr=linear,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """One token a word for `WORDS`; other words fall apart into letters."""
+    letters = sorted({letter for word in WORDS for letter in word} | set("abcdefghijklmnopqrstuvwxyz"))
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            merged = pieces[-2] + pieces[-1]  # from the end, so that no prefix of one word steals another's letters
+            if (pieces[-2], pieces[-1]) not in merges:
+                merges.append((pieces[-2], pieces[-1]))
+            if merged not in vocabulary:
+                vocabulary.append(merged)
+            pieces[-2:] = [merged]
+    table = {token: number for number, token in enumerate(vocabulary)}
+    return CLIPTokenizer(vocab=table, merges=merges, unk_token="<|endoftext|>", model_max_length=LENGTH)
+
+
+def load_tiny(folder: Path) -> BaseModel:
+    return load_base_model(folder, name="tiny", revision=json.dumps(folder.name))
