@@ -1,0 +1,125 @@
+"""What a commit record says, and which record a reader believes. Pure: values in, values out.
+
+A record is the last object a shard's attempt writes, and the only thing a reader trusts: a data file without a record
+is the debris of an attempt that died. Several records may speak of one concept (a later run, or two attempts of
+one shard); `newest_per_concept` names the winner, the same one in every process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ..core.errors import ConceptFailure, StoreError
+
+RECORD_VERSION = 1
+
+ShardKind = Literal["train", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantScores:
+    """Means over a concept's renderings of one variant; None where nothing was scored.
+
+    `passed` counts the renderings that the gate let through, None where there was no gate.
+    """
+
+    images: int
+    prompt_score: float | None = None
+    identity_score: float | None = None
+    passed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedConcept:
+    """A concept as the catalog holds it: done with which fingerprints, and where its rows lie.
+
+    Files are paths inside the catalog. `residual_row` is a row number in `residual_file`; `rendering_rows` is
+    (first row, number of rows) in `rendering_file`, which is None when the concept had no prompts.
+    """
+
+    concept_id: str
+    macro_class: str
+    training_fingerprint: str
+    rendering_fingerprint: str
+    residual_file: str
+    residual_row: int
+    rendering_file: str | None = None
+    rendering_rows: tuple[int, int] = (0, 0)
+    scores: Mapping[str, VariantScores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommit:
+    """One attempt at one shard, committed: what it holds, under which fingerprints."""
+
+    run_id: str
+    shard_id: str
+    attempt: str
+    kind: ShardKind
+    files: Mapping[str, str]
+    concepts: tuple[CommittedConcept, ...]
+    failures: tuple[ConceptFailure, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    version: int = RECORD_VERSION
+
+    def to_json(self) -> bytes:
+        """The record as it is stored: indented JSON, keys sorted, one object."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, *, path: str) -> ShardCommit:
+        """Read a record; `path` is named in errors. Unknown fields are ignored: a later minor version may add some.
+
+        Raises:
+            StoreError: the record is damaged, or of a version this code cannot read.
+        """
+        try:
+            raw = json.loads(text)
+            version = int(raw["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+        if version > RECORD_VERSION:
+            raise StoreError(
+                f"commit record {path} has version {version}; this persres-batch reads up to {RECORD_VERSION}",
+                fix="use the persres-batch that wrote this catalog, or a newer one",
+            )
+        try:
+            concepts = tuple(_concept(item) for item in raw["concepts"])
+            failures = tuple(_known(ConceptFailure, item) for item in raw["failures"])
+            return _known(cls, {**raw, "concepts": concepts, "failures": failures})
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+
+def newest_per_concept(records: Iterable[ShardCommit]) -> dict[str, CommittedConcept]:
+    """The one committed state of every concept, sorted by concept id, whatever the order of `records`.
+
+    A later run wins over an earlier one (run ids sort by time). Within a run the smallest (attempt, shard id) wins:
+    attempts of the same work hold the same results, so this only has to be the same choice everywhere.
+    """
+    winners: dict[str, CommittedConcept] = {}
+    by_attempt = sorted(records, key=lambda record: (record.attempt, record.shard_id))
+    for record in sorted(by_attempt, key=lambda record: record.run_id, reverse=True):
+        for concept in record.concepts:
+            winners.setdefault(concept.concept_id, concept)
+    return dict(sorted(winners.items()))
+
+
+def _concept(raw: Mapping[str, Any]) -> CommittedConcept:
+    first, count = raw["rendering_rows"]
+    scores = {variant: _known(VariantScores, item) for variant, item in raw["scores"].items()}
+    return _known(CommittedConcept, {**raw, "rendering_rows": (first, count), "scores": scores})
+
+
+def _known(kind: Any, raw: Mapping[str, Any]) -> Any:
+    return kind(**{name: raw[name] for name in kind.__dataclass_fields__ if name in raw})
+
+
+def _damaged(path: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"commit record {path} is damaged ({type(error).__name__}: {error})",
+        fix=f"delete {path}; the next submit does its concepts again",
+    )

@@ -1,0 +1,320 @@
+"""Reference images: fetch, bound, decode, digest.
+
+Everything here works on one manifest row, or on many rows with threads; a bad image is its concept's error alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import fsspec.core
+import numpy as np
+from PIL import ImageColor
+from pydantic import Field, field_validator
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from ..core.errors import ConceptError, ConceptFailure, PersresError, Problem, StoreError
+from ..core.settings import Settings
+from .image_decoding import DecodedImage, decode_image, refused
+from .manifest_row import ManifestRow, ReferenceSource
+
+OnProgress = Callable[[int, int], None]
+
+_DEFINITE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+_CONTENT_TAGS = ("md5Hash", "ETag", "etag")
+_TIME_TAGS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated")
+_THREADS = 8
+
+_Result = TypeVar("_Result")
+
+
+class ReferenceSettings(Settings):
+    """Which reference images are accepted, and how they are read."""
+
+    max_bytes: int = Field(default=32 * 2**20, ge=1, description="a larger image file is refused")
+    # Pillow itself warns from 89 million pixels on and refuses from twice that
+    max_pixels: int = Field(
+        default=64_000_000, ge=1, le=89_000_000, description="a larger image is refused by its header, unread"
+    )
+    min_side: int = Field(default=32, ge=1, description="an image with a shorter side has too little to learn from")
+    max_aspect_ratio: float = Field(
+        default=8, ge=1, description="a longer strip is refused: cropping it would lose most of the picture"
+    )
+    matte_color: str = Field(
+        default="white", description="what shows through transparent pixels: a colour name or '#rrggbb'"
+    )
+    allowed_schemes: tuple[str, ...] = Field(
+        default=("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https"),
+        description="where references may be fetched from",
+    )
+    digest: Literal["auto", "content", "stat"] = Field(
+        default="auto",
+        description="how a changed image is noticed; content: every byte is read; stat: by size and time, where the "
+        "store has no content tag; auto: by the store's content tag, else by content",
+    )
+
+    @classmethod
+    def not_fingerprinted(cls) -> frozenset[str]:
+        # these decide whether an image is accepted and how a change is noticed, never what its pixels are
+        return frozenset({"max_bytes", "max_pixels", "min_side", "max_aspect_ratio", "allowed_schemes", "digest"})
+
+    @field_validator("matte_color")
+    @classmethod
+    def _is_a_color(cls, value: str) -> str:
+        ImageColor.getrgb(value)  # ValueError names the value
+        return value
+
+
+def load_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[np.ndarray, ...]:
+    """Fetch and decode a concept's reference images: uint8 [H, W, 3] RGB each, of their own sizes.
+
+    Raises:
+        ConceptError: one of them is missing, forbidden, damaged or outside the limits; stage "load".
+        StoreError: the store did not answer, even when asked again.
+    """
+    return tuple(
+        _of(row, "reference_images", index, lambda source=source: _decode(source, settings).pixels)
+        for index, source in enumerate(row.reference_images)
+    )
+
+
+def digest_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[str, ...]:
+    """What identifies a concept's reference images and then its masks, independent of where they are stored.
+
+    Raises:
+        ConceptError: one of them is missing, forbidden, empty or too large; stage "load".
+        StoreError: the store did not answer, even when asked again.
+    """
+    return tuple(
+        _of(row, column, index, lambda column=column, source=source: f"{column} {_digest(source, settings)}")
+        for column, index, source in _sources(row)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DigestedRows:
+    """`digests`: concept id -> `digest_references`. `failures`: the concepts for which that was not possible."""
+
+    digests: dict[str, tuple[str, ...]]
+    failures: tuple[ConceptFailure, ...]
+
+
+def digest_rows(
+    rows: Sequence[ManifestRow],
+    settings: ReferenceSettings,
+    *,
+    threads: int = _THREADS,
+    on_progress: OnProgress | None = None,
+) -> DigestedRows:
+    """`digest_references` for many rows, in threads; `on_progress(done, total)` counts rows.
+
+    Nothing raises: where a store does not answer, that is the failure of the row that needed it.
+    """
+
+    def digest(row: ManifestRow) -> tuple[str, ...] | ConceptFailure:
+        try:
+            return digest_references(row, settings)
+        except PersresError as error:
+            return ConceptFailure(row.concept_id, "load", error.message, error.fix or "")
+
+    digests, failures = {}, []
+    for row, outcome in zip(rows, _in_threads(digest, rows, threads, on_progress), strict=True):
+        if isinstance(outcome, ConceptFailure):
+            failures.append(outcome)
+        else:
+            digests[row.concept_id] = outcome
+    return DigestedRows(digests, tuple(failures))
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCheck:
+    """`problems`: the images that cannot be used. `warnings`: those that are used in an unexpected way."""
+
+    problems: list[Problem]
+    warnings: list[str]
+
+
+def check_row_references(row: ManifestRow, settings: ReferenceSettings) -> list[Problem]:
+    """Open and fully decode all images of a row; every one that a run would refuse is a problem."""
+    return _check_row(row, settings).problems
+
+
+def check_references(
+    rows: Sequence[ManifestRow],
+    settings: ReferenceSettings,
+    *,
+    threads: int = _THREADS,
+    on_progress: OnProgress | None = None,
+) -> ReferenceCheck:
+    """`check_row_references` for many rows, in threads; `on_progress(done, total)` counts rows."""
+    checks = list(_in_threads(lambda row: _check_row(row, settings), rows, threads, on_progress))
+    problems = [problem for check in checks for problem in check.problems]
+    return ReferenceCheck(problems, [warning for check in checks for warning in check.warnings])
+
+
+def _check_row(row: ManifestRow, settings: ReferenceSettings) -> ReferenceCheck:
+    found = ReferenceCheck([], [])
+    sizes: dict[tuple[str, int], tuple[int, ...]] = {}
+    for column, index, source in _sources(row):
+        try:
+            image = _decode(source, settings)
+        except PersresError as error:
+            reason = f"{column}[{index}]: {error.message}"
+            problem = Problem(reason, error.fix or "", "concept", row.row, row.concept_id, column, source.label)
+            found.problems.append(problem)
+            continue
+        sizes[column, index] = image.pixels.shape[:2]
+        found.warnings.extend(f"row {row.row}, {column}[{index}] {source.label}: {note}" for note in image.notes)
+        reference_size = sizes.get(("reference_images", index))
+        if column == "masks" and reference_size not in (None, sizes[column, index]):
+            mask, reference = _size(sizes[column, index]), _size(reference_size)
+            reason, fix = f"masks[{index}] is {mask} pixels, its image {reference}", "give the mask its image's size"
+            found.problems.append(Problem(reason, fix, "concept", row.row, row.concept_id, column, source.label))
+    return found
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return f"{shape[1]} x {shape[0]}" if shape else "unknown"
+
+
+def _sources(row: ManifestRow) -> Iterator[tuple[str, int, ReferenceSource]]:
+    for column, sources in (("reference_images", row.reference_images), ("masks", row.masks or ())):
+        for index, source in enumerate(sources):
+            yield column, index, source
+
+
+def _of(row: ManifestRow, column: str, index: int, work: Callable[[], _Result]) -> _Result:
+    """`work()`, its errors told with the concept and the image they belong to."""
+    try:
+        return work()
+    except (ConceptError, StoreError) as error:
+        label = getattr(row, column)[index].label
+        error.args = (f"{column}[{index}] {label}: {error.message}",)
+        error.message = error.args[0]
+        error.concept_id = row.concept_id
+        raise
+
+
+def _in_threads(
+    work: Callable[[ManifestRow], _Result], rows: Sequence[ManifestRow], threads: int, on_progress: OnProgress | None
+) -> Iterable[_Result]:
+    with ThreadPoolExecutor(threads, thread_name_prefix="references") as pool:
+        for done, result in enumerate(pool.map(work, rows), start=1):
+            if on_progress is not None:
+                on_progress(done, len(rows))
+            yield result
+
+
+def _decode(source: ReferenceSource, settings: ReferenceSettings) -> DecodedImage:
+    return decode_image(
+        _fetch(source, settings),
+        max_pixels=settings.max_pixels,
+        min_side=settings.min_side,
+        max_aspect_ratio=settings.max_aspect_ratio,
+        matte_color=settings.matte_color,
+    )
+
+
+def _fetch(source: ReferenceSource, settings: ReferenceSettings) -> bytes:
+    if source.data is not None:
+        _check_bytes(len(source.data), settings)
+        return source.data
+
+    def read(fs: Any, path: str) -> bytes:
+        with fs.open(path, "rb") as file:
+            _check_bytes(getattr(file, "size", None), settings)
+            data = file.read(settings.max_bytes + 1)  # the size is a claim; this is what holds
+        _check_bytes(len(data), settings)
+        return data
+
+    return _at_store(source, settings, read)
+
+
+def _digest(source: ReferenceSource, settings: ReferenceSettings) -> str:
+    if source.data is None and settings.digest != "content":
+        tag = _at_store(source, settings, lambda fs, path: _store_tag(fs.info(path), path, settings))
+        if tag is not None:
+            return tag
+    data = _fetch(source, settings)
+    if not data:
+        raise refused("the file is empty (0 bytes)", "upload it again")
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _store_tag(info: dict[str, Any], path: str, settings: ReferenceSettings) -> str | None:
+    """A tag that changes when the object does, from its listing alone; None if this store has none worth trusting."""
+    size = info.get("size")
+    _check_bytes(size, settings)
+    if size == 0:
+        raise refused("the file is empty (0 bytes)", "upload it again")
+    content = next((str(info[name]) for name in _CONTENT_TAGS if info.get(name)), None)
+    if content is not None and not content.startswith("W/"):  # a weak ETag may stay while bytes change
+        return f"tag:{content.strip(chr(34))}:{size}"
+    time = next((str(info[name]) for name in _TIME_TAGS if info.get(name)), None)
+    if settings.digest == "stat" and time is not None:
+        return f"stat:{os.path.basename(path)}:{size}:{time}"
+    return None
+
+
+def _check_bytes(size: int | None, settings: ReferenceSettings) -> None:
+    if size is not None and size > settings.max_bytes:
+        fix = "reduce the image, or raise references.max_bytes in the run spec"
+        raise refused(f"more than {settings.max_bytes} bytes", fix)
+
+
+def _at_store(source: ReferenceSource, settings: ReferenceSettings, work: Callable[[Any, str], _Result]) -> _Result:
+    """`work(filesystem, path)`, tried three times where trying again can help.
+
+    Errors are told without their own text, which may hold signed URLs.
+    """
+    uri = source.uri or ""
+    _check_scheme(uri, settings)
+    tries = Retrying(
+        stop=stop_after_attempt(3),
+        wait=wait_random_exponential(multiplier=0.3, max=3),
+        retry=retry_if_exception(_is_transient),
+        reraise=True,
+    )
+    try:
+        return tries(lambda: work(*fsspec.core.url_to_fs(uri)))
+    except (ConceptError, MemoryError):
+        raise
+    except FileNotFoundError:
+        fix = "check the path; relative paths start at the manifest's folder"
+        raise refused("there is no such file", fix) from None
+    except ImportError as error:
+        fix = f"install the package for {uri.partition('://')[0]}:// where persres-batch runs"
+        raise refused(f"this store needs a package that is not installed ({error.name or error})", fix) from None
+    except Exception as error:
+        reason = f"cannot be read: {_kind(error)}"
+        if _is_transient(error):
+            raise StoreError(reason, fix="check that the store can be reached, then run again") from None
+        raise refused(reason, "check the path and the permissions") from None
+
+
+def _check_scheme(uri: str, settings: ReferenceSettings) -> None:
+    for link in uri.split("::"):
+        scheme = link.partition("://")[0] if "://" in link else ("file" if "::" not in uri else link)
+        if scheme not in settings.allowed_schemes:
+            allowed = ", ".join(settings.allowed_schemes)
+            fix = f"use one of {allowed}, or extend references.allowed_schemes in the run spec"
+            raise refused(f"references are not fetched from {scheme}://", fix)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, (ConceptError, MemoryError, *_DEFINITE_ERRORS)):
+        return False
+    status = getattr(error, "status", None)
+    return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
+
+
+def _kind(error: BaseException) -> str:
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return f"HTTP {status}"
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__

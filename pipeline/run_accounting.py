@@ -1,0 +1,123 @@
+"""The sum at the end of a run: every row of the manifest is committed, failed or was current. Pure.
+
+The catalog is the judge of what is committed, not the messages of workers: an attempt may have committed and died
+before it could say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+
+from ..core.errors import ConceptFailure, PersresError
+from .commit_record import CommittedConcept
+from .plan import PlannedConcept, RunPlan
+
+
+class AccountingError(PersresError):
+    """A run's numbers do not add up: concepts were lost or counted twice. A bug, never the user's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended; stored as `runs/<run id>/summary.json`.
+
+    `rows` are the manifest's; `current` had nothing to do; `removed` are in the catalog but no longer in the manifest.
+    `seconds` are summed over workers, by phase; `wall_seconds` is how long the run took.
+    """
+
+    run_id: str
+    rows: int
+    committed: int
+    failed: tuple[ConceptFailure, ...]
+    current: int
+    removed: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    workers: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises AccountingError unless committed + failed + current = rows, and no concept failed twice."""
+        failed = {failure.concept_id for failure in self.failed}
+        total = self.committed + len(failed) + self.current
+        if total != self.rows or len(failed) != len(self.failed):
+            raise AccountingError(
+                f"run {self.run_id}: {self.committed} committed + {len(self.failed)} failed ({len(failed)} different) "
+                f"+ {self.current} current = {total}, but the manifest has {self.rows} rows",
+                fix="submit again, which does whatever is missing, and report this with the run's summary.json",
+            )
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> RunSummary:
+        """Read a stored summary, ignoring fields that a later version may have added."""
+        raw = json.loads(text)
+        failed = tuple(ConceptFailure(**failure) for failure in raw["failed"])
+        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
+        return cls(**{**known, "failed": failed})
+
+
+def account_for(
+    plan: RunPlan,
+    committed: Mapping[str, CommittedConcept],
+    failures: Iterable[ConceptFailure],
+    *,
+    run_id: str,
+    seconds: Mapping[str, float],
+    wall_seconds: float,
+    workers: int,
+    versions: Mapping[str, str],
+) -> RunSummary:
+    """Hold a finished run against its plan and against the catalog.
+
+    Args:
+        committed: what the catalog holds after the run (`read_committed`).
+        failures: of this run's attempts. A concept that failed in one attempt and is committed by another counts as
+            committed; the plan's own failures need not be repeated.
+
+    Raises:
+        AccountingError: a planned concept is neither committed under its fingerprints nor failed, or a failure names a
+            concept that was not planned.
+    """
+    work = {concept.concept_id: concept for concept in (*plan.train, *plan.render_only)}
+    done = {concept_id for concept_id, concept in work.items() if _is_done(concept, committed)}
+    failed = {failure.concept_id: failure for failure in plan.failures}
+    for failure in failures:
+        if failure.concept_id not in done:
+            failed.setdefault(failure.concept_id, failure)
+
+    planned_failures = {failure.concept_id for failure in plan.failures}
+    lost = sorted(work.keys() - done - failed.keys())
+    foreign = sorted(failed.keys() - work.keys() - planned_failures)
+    if lost or foreign:
+        raise AccountingError(
+            f"run {run_id}: neither committed nor failed: {lost}; failed but never planned: {foreign}",
+            fix="submit again, which does whatever is missing, and report this with the run's plan and failures",
+        )
+    summary = RunSummary(
+        run_id=run_id,
+        rows=plan.rows,
+        committed=len(done),
+        failed=tuple(failed[concept_id] for concept_id in sorted(failed)),
+        current=len(plan.current),
+        removed=len(plan.removed),
+        seconds=dict(seconds),
+        wall_seconds=wall_seconds,
+        workers=workers,
+        versions=dict(versions),
+    )
+    summary.check()
+    return summary
+
+
+def _is_done(planned: PlannedConcept, committed: Mapping[str, CommittedConcept]) -> bool:
+    held = committed.get(planned.concept_id)
+    return (
+        held is not None
+        and held.training_fingerprint == planned.fingerprints.training
+        and held.rendering_fingerprint == planned.fingerprints.rendering
+    )

@@ -1,0 +1,172 @@
+"""Every Arrow schema and row conversion of the product, once.
+
+The files are for other people's tools as much as for ours: plain columns that DuckDB, Polars, pandas and Hugging Face
+`datasets` read, each with a description in its field's metadata, and renderings that `datasets` shows as images. There
+are no Arrow maps in what we write, because `datasets` cannot read them: names and values are lists of structs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualRow:
+    """A trained residual: `residual` is one safetensors blob, `ranks` the rank of each target layer."""
+
+    concept_id: str
+    macro_class: str
+    training_fingerprint: str
+    base_model: str
+    base_model_revision: str
+    identifier_token: str
+    ranks: Mapping[str, int]
+    residual: bytes
+    losses: Sequence[float]
+    final_loss: float
+    iterations: int
+    seconds: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderingRow:
+    """One image of one concept with everything that made it; `image` is a PNG, scores are cosines or None."""
+
+    concept_id: str
+    training_fingerprint: str
+    rendering_fingerprint: str
+    prompt_index: int
+    image_index: int
+    prompt_template: str
+    prompt: str
+    seed: int
+    variant: str
+    guidance_scale: float
+    steps: int
+    width: int
+    height: int
+    image: bytes
+    image_path: str
+    prompt_score: float | None = None
+    identity_score: float | None = None
+    passed: bool | None = None
+
+
+def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"description": description})
+
+
+def _schema(columns: list[pa.Field], features: Mapping[str, Any] | None = None) -> pa.Schema:
+    metadata = {"persres.schema_version": str(SCHEMA_VERSION)}
+    if features:  # Hugging Face derives the features not named here from the Arrow types
+        metadata["huggingface"] = json.dumps({"info": {"features": features}})
+    return pa.schema(columns, metadata=metadata)
+
+
+RANKS = pa.list_(pa.struct([("layer", pa.string()), ("rank", pa.int32())]))
+PAIRS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+MANIFEST = _schema([
+    _column("concept_id", pa.string(), "unique name of the concept: letters, digits, '.', '_', '-', at most 128"),
+    _column("macro_class", pa.string(), "the category noun, such as mug"),
+    _column("reference_images", pa.list_(pa.string()), "URIs of images; relative ones start at the manifest's folder"),
+    _column("prompts", pa.list_(pa.string()), "templates with {concept} in them; null: the run spec's prompt set"),
+    _column("masks", pa.list_(pa.string()), "optional: a foreground mask for every reference image"),
+    _column("seed", pa.int64(), "optional: the concept's own seed; null: the run's"),
+    _column("metadata", pa.map_(pa.string(), pa.string()), "optional: passed through to the residual's row"),
+])  # fmt: skip
+
+RESIDUALS = _schema([
+    _column("concept_id", pa.string(), "the manifest's concept"),
+    _column("macro_class", pa.string(), "its category noun"),
+    _column("training_fingerprint", pa.string(), "digest of everything that determines the residual"),
+    _column("base_model", pa.string(), "the frozen base model, as the run spec names it"),
+    _column("base_model_revision", pa.string(), "its commit or content digest"),
+    _column("identifier_token", pa.string(), "the word that stands for V* in this concept's prompts"),
+    _column("ranks", RANKS, "rank of the residual of every target layer"),
+    _column("residual", pa.binary(), "safetensors: A and B of every target layer, and V*'s embedding if trained"),
+    _column("losses", pa.list_(pa.float32()), "training loss of every iteration"),
+    _column("final_loss", pa.float64(), "mean loss at the end of training"),
+    _column("iterations", pa.int32(), "optimizer steps"),
+    _column("seconds", pa.float64(), "wall-clock seconds of training, the concept's share of its pack's"),
+    _column("metadata", PAIRS, "the manifest row's metadata"),
+])  # fmt: skip
+
+RENDERINGS = _schema(
+    [
+        _column("concept_id", pa.string(), "the manifest's concept"),
+        _column("training_fingerprint", pa.string(), "digest of everything that determines the residual"),
+        _column("rendering_fingerprint", pa.string(), "digest of everything that determines the renderings"),
+        _column("prompt_index", pa.int32(), "place of the prompt in the concept's list, from 0"),
+        _column("image_index", pa.int32(), "which image of this prompt, from 0"),
+        _column("prompt_template", pa.string(), "the prompt as written, with {concept}"),
+        _column("prompt", pa.string(), "the prompt as the model read it"),
+        _column("seed", pa.int64(), "seed of the image's starting noise"),
+        _column("variant", pa.string(), "base: no residual; residual: everywhere; lag: where the concept is"),
+        _column("guidance_scale", pa.float64(), "classifier-free guidance; 1 is none"),
+        _column("steps", pa.int32(), "denoising steps"),
+        _column("width", pa.int32(), "pixels"),
+        _column("height", pa.int32(), "pixels"),
+        _column("image", IMAGE, "the rendering, a PNG, and a name for its file"),
+        _column("prompt_score", pa.float64(), "cosine between image and prompt; null: not scored"),
+        _column("identity_score", pa.float64(), "mean cosine between image and references; null: not scored"),
+        _column("passed", pa.bool_(), "whether the scores reach the gate; null: not scored or no gate"),
+    ],
+    features={"image": {"_type": "Image"}},
+)
+
+
+def residual_table(rows: Iterable[ResidualRow]) -> pa.Table:
+    """Rows as an Arrow table of schema `RESIDUALS`."""
+    return pa.Table.from_pylist([_residual_record(row) for row in rows], schema=RESIDUALS)
+
+
+def residual_rows(table: pa.Table) -> list[ResidualRow]:
+    """The rows of a table of schema `RESIDUALS`."""
+    rows = []
+    for record in table.to_pylist():
+        record["ranks"] = {entry["layer"]: entry["rank"] for entry in record["ranks"]}
+        record["metadata"] = {entry["key"]: entry["value"] for entry in record["metadata"]}
+        record["losses"] = tuple(record["losses"])
+        rows.append(ResidualRow(**record))
+    return rows
+
+
+def rendering_table(rows: Iterable[RenderingRow]) -> pa.Table:
+    """Rows as an Arrow table of schema `RENDERINGS`."""
+    return pa.Table.from_pylist([_rendering_record(row) for row in rows], schema=RENDERINGS)
+
+
+def rendering_rows(table: pa.Table) -> list[RenderingRow]:
+    """The rows of a table of schema `RENDERINGS`."""
+    rows = []
+    for record in table.to_pylist():
+        image = record.pop("image")
+        rows.append(RenderingRow(image=image["bytes"], image_path=image["path"], **record))
+    return rows
+
+
+def _residual_record(row: ResidualRow) -> dict[str, Any]:
+    record = _shallow_dict(row)
+    record["ranks"] = [{"layer": layer, "rank": rank} for layer, rank in row.ranks.items()]
+    record["metadata"] = [{"key": key, "value": value} for key, value in row.metadata.items()]
+    return record
+
+
+def _rendering_record(row: RenderingRow) -> dict[str, Any]:
+    record = _shallow_dict(row)
+    record["image"] = {"bytes": row.image, "path": record.pop("image_path")}
+    return record
+
+
+def _shallow_dict(row: ResidualRow | RenderingRow) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in fields(row)}  # asdict would copy megabytes of image

@@ -1,0 +1,262 @@
+"""Make one attempt at a shard visible, all of it or none of it, and read back what is committed.
+
+Data first, record last: the attempt writes its Parquet files under names nobody else uses, and then one small record
+that names them. A crash before the record leaves files that no reader looks at; after it, everything is there. Two
+attempts, or two runs, never write to the same name, and `commit_record.newest_per_concept` decides between them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.errors import ConceptFailure, StoreError
+from .catalog_store import CatalogStore
+from .commit_record import CommittedConcept, ShardCommit, VariantScores, newest_per_concept
+from .plan import PlannedConcept, Shard
+from .schemas import RenderingRow, ResidualRow, rendering_rows, rendering_table, residual_rows, residual_table
+
+# One residual is one row group, so reading one concept of a shard is two range reads: the footer and the row.
+RESIDUALS_PER_ROW_GROUP = 1
+RENDERINGS_PER_ROW_GROUP = 16
+
+
+def commit_shard(
+    store: CatalogStore,
+    *,
+    run_id: str,
+    shard: Shard,
+    attempt: str,
+    residuals: Sequence[ResidualRow],
+    renderings: Sequence[RenderingRow],
+    failures: Sequence[ConceptFailure],
+    seconds: Mapping[str, float],
+) -> ShardCommit:
+    """Commit an attempt: its data files, then the record that makes them count.
+
+    Args:
+        attempt: another name for every try at this shard within this run, such as "2".
+        residuals: one row for each concept that was trained; empty for a render shard, whose record carries over where
+            the residuals lie.
+        renderings: all images of the concepts that did not fail, in any order.
+        failures: one for each concept of the shard without a result.
+        seconds: time spent, by phase.
+
+    Returns:
+        The record as written.
+
+    Raises:
+        StoreError: an object could not be written. The catalog is as it was before; try again under another attempt.
+        ValueError: the rows do not cover the shard's concepts exactly once.
+    """
+    _check_cover(shard, residuals, renderings, failures)
+    failed = {failure.concept_id for failure in failures}
+    images_of: defaultdict[str, list[RenderingRow]] = defaultdict(list)
+    for image in sorted(renderings, key=lambda row: (row.prompt_index, row.variant, row.image_index)):
+        images_of[image.concept_id].append(image)
+    succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
+
+    files: dict[str, str] = {}
+    if residuals:
+        files["residuals"] = store.residual_file(run_id, shard.shard_id, attempt)
+        store.write(files["residuals"], _parquet(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
+    if renderings:
+        files["renderings"] = store.rendering_file(run_id, shard.shard_id, attempt)
+        ordered = [image for concept in succeeded for image in images_of[concept.concept_id]]
+        store.write(files["renderings"], _parquet(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
+
+    residual_row_of = {row.concept_id: number for number, row in enumerate(residuals)}
+    concepts, first = [], 0
+    for planned in succeeded:
+        images = images_of[planned.concept_id]
+        concepts.append(_committed(planned, residual_row_of.get(planned.concept_id), images, first, files))
+        first += len(images)
+
+    record = ShardCommit(run_id, shard.shard_id, attempt, shard.kind, files, tuple(concepts), tuple(failures), seconds)
+    store.write(store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
+    return record
+
+
+def read_records(store: CatalogStore) -> list[ShardCommit]:
+    """Every commit record of the catalog, in the order of their names.
+
+    Raises:
+        StoreError: a record cannot be read, is damaged, or was written by a newer version.
+    """
+    paths = [path for path in store.list(store.COMMITS) if path.endswith(".json")]
+    texts = store.read_many(paths)
+    return [ShardCommit.from_json(texts[path], path=store.url(path)) for path in paths]
+
+
+def read_committed(store: CatalogStore) -> dict[str, CommittedConcept]:
+    """What the catalog holds, by concept id; an absent catalog holds nothing.
+
+    Raises:
+        StoreError: as for `read_records`.
+    """
+    return newest_per_concept(read_records(store))
+
+
+def read_residual_row(store: CatalogStore, committed: CommittedConcept) -> ResidualRow:
+    """A committed concept's residual with everything recorded about it.
+
+    Raises:
+        StoreError: its file is missing or damaged.
+    """
+    table = _read_rows(store, committed.residual_file, committed.residual_row, 1)
+    return _of_concept(residual_rows(table), committed, committed.residual_file, store)[0]
+
+
+def read_residual(store: CatalogStore, committed: CommittedConcept) -> bytes:
+    """A committed concept's residual, one safetensors blob; at the cost of two range reads.
+
+    Raises:
+        StoreError: its file is missing or damaged.
+    """
+    return read_residual_row(store, committed).residual
+
+
+def read_renderings(store: CatalogStore, committed: CommittedConcept) -> list[RenderingRow]:
+    """A committed concept's renderings, by prompt, variant and image; reads no other concept's images but those that
+    share a row group with them.
+
+    Raises:
+        StoreError: their file is missing or damaged.
+    """
+    if committed.rendering_file is None:
+        return []
+    first, count = committed.rendering_rows
+    table = _read_rows(store, committed.rendering_file, first, count)
+    return _of_concept(rendering_rows(table), committed, committed.rendering_file, store)
+
+
+def _check_cover(
+    shard: Shard,
+    residuals: Sequence[ResidualRow],
+    renderings: Sequence[RenderingRow],
+    failures: Sequence[ConceptFailure],
+) -> None:
+    """Raise ValueError unless each concept of the shard either failed once or has all its results once."""
+    failed = [failure.concept_id for failure in failures]
+    succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
+    rendered = {row.concept_id for row in renderings}
+    expected = {
+        "failures": (failed, set(failed) & set(shard.concept_ids)),
+        "residuals": ([row.concept_id for row in residuals], _ids(succeeded) if shard.kind == "train" else set()),
+        "renderings": (list(rendered), _ids(one for one in succeeded if one.row.prompts)),
+    }
+    for what, (given, wanted) in expected.items():
+        if sorted(given) != sorted(wanted):
+            raise ValueError(f"shard {shard.shard_id}: {what} of {sorted(given)}, expected of {sorted(wanted)}")
+
+
+def _ids(concepts: Iterable[PlannedConcept]) -> set[str]:
+    return {concept.concept_id for concept in concepts}
+
+
+def _committed(
+    planned: PlannedConcept,
+    residual_row: int | None,
+    images: Sequence[RenderingRow],
+    first: int,
+    files: Mapping[str, str],
+) -> CommittedConcept:
+    if residual_row is not None:
+        residual_file = files["residuals"]
+    elif planned.committed is not None:  # a render shard: the residual stays where an earlier record put it
+        residual_file, residual_row = planned.committed.residual_file, planned.committed.residual_row
+    else:
+        raise ValueError(f"concept {planned.concept_id} is to be rendered only, but has no committed residual")
+    return CommittedConcept(
+        concept_id=planned.concept_id,
+        macro_class=planned.row.macro_class,
+        training_fingerprint=planned.fingerprints.training,
+        rendering_fingerprint=planned.fingerprints.rendering,
+        residual_file=residual_file,
+        residual_row=residual_row,
+        rendering_file=files["renderings"] if images else None,
+        rendering_rows=(first, len(images)) if images else (0, 0),
+        scores=_scores(images),
+    )
+
+
+def _scores(images: Sequence[RenderingRow]) -> dict[str, VariantScores]:
+    by_variant: defaultdict[str, list[RenderingRow]] = defaultdict(list)
+    for row in images:
+        by_variant[row.variant].append(row)
+    return {
+        variant: VariantScores(
+            images=len(rows),
+            prompt_score=_mean([row.prompt_score for row in rows]),
+            identity_score=_mean([row.identity_score for row in rows]),
+            passed=None if any(row.passed is None for row in rows) else sum(bool(row.passed) for row in rows),
+        )
+        for variant, rows in sorted(by_variant.items())
+    }
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _parquet(table: pa.Table, row_group_size: int) -> bytes:
+    # Almost all bytes are blobs that differ in every row: dictionaries would only cost, and statistics would repeat
+    # small blobs in the footer. zstd folds what the other columns repeat.
+    plain = [
+        column.name for column in table.schema if not pa.types.is_nested(column.type) and column.type != pa.binary()
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=row_group_size,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=plain,  # pyright: ignore[reportArgumentType]  # the stubs know bool only
+        write_page_checksum=True,
+    )
+    return buffer.getvalue()
+
+
+def _read_rows(store: CatalogStore, path: str, first: int, count: int) -> pa.Table:
+    """Rows `first` to `first + count` of a Parquet file, reading only the row groups they lie in."""
+    try:
+        # pre_buffer fetches the neighbouring columns of a row group in one request instead of one each
+        with (
+            store.open_input(path) as file,
+            pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as parquet,
+        ):
+            groups, skipped, start = [], 0, 0
+            for group in range(parquet.metadata.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                if end <= first:
+                    skipped = end
+                elif start < first + count:
+                    groups.append(group)
+                start = end
+            table = parquet.read_row_groups(groups).slice(first - skipped, count)
+    except pa.ArrowException as error:
+        raise _damaged_file(store, path, f"{type(error).__name__}: {error}") from None
+    if table.num_rows != count:
+        raise _damaged_file(store, path, f"it ends before row {first + count}")
+    return table
+
+
+def _of_concept(rows: list[Any], committed: CommittedConcept, path: str, store: CatalogStore) -> list[Any]:
+    strangers = {row.concept_id for row in rows} - {committed.concept_id}
+    if strangers:
+        raise _damaged_file(store, path, f"rows of {committed.concept_id} hold {sorted(strangers)}")
+    return rows
+
+
+def _damaged_file(store: CatalogStore, path: str, reason: str) -> StoreError:
+    return StoreError(
+        f"{store.url(path)} is damaged ({reason})",
+        fix=f"delete the records in {store.url(store.COMMITS)} that name it; the next submit does their concepts again",
+    )

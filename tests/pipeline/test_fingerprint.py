@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persres.core.lag_sampling import SamplingSettings
+from persres.core.quality_scores import ScoringSettings
+from persres.core.residual_training import TrainingSettings
+from persres.pipeline.fingerprint import Fingerprints, digest_of, fingerprint
+from persres.pipeline.manifest import ManifestRow, ReferenceSource
+from persres.pipeline.reference_images import ReferenceSettings
+from persres.pipeline.run_spec import RunSpec
+
+ROW = ManifestRow(0, "mug-1", "mug", (ReferenceSource("/a.png"),), ("a {concept}",))
+
+
+def of(
+    row: ManifestRow = ROW, digests=("d1",), base: str = "b1", scorer: str | None = "s1", **spec: Any
+) -> Fingerprints:
+    return fingerprint(row, digests, RunSpec(**spec), base, scorer)
+
+
+def changed(**fields: Any) -> ManifestRow:
+    return dataclasses.replace(ROW, **fields)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        of(changed(concept_id="mug-2")),
+        of(changed(macro_class="cup")),
+        of(changed(seed=1)),
+        of(seed=1),
+        of(digests=("d2",)),
+        of(digests=("d1", "d1")),
+        of(base="b2"),
+        of(training=TrainingSettings(iterations=7)),
+        of(references=ReferenceSettings(matte_color="black")),
+    ],
+)
+def test_what_changes_the_residual_changes_both_fingerprints(other):
+    assert other.training != of().training
+    assert other.rendering != of().rendering
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        of(changed(prompts=("the {concept}",))),
+        of(changed(prompts=("a {concept}", "the {concept}"))),
+        of(sampling=SamplingSettings(steps=7)),
+        of(scoring=ScoringSettings(min_prompt_score=0.2)),
+        of(scorer="s2"),
+        of(scorer=None),
+    ],
+)
+def test_what_changes_only_the_renderings_leaves_the_residual(other):
+    assert other.training == of().training
+    assert other.rendering != of().rendering
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        of(changed(row=9, metadata={"sku": "1"}, reference_images=(ReferenceSource("s3://moved/a.png"),))),
+        of(changed(seed=0)),  # the run's seed, said in the row
+        of(training=TrainingSettings(pack_size=9), sampling=SamplingSettings(batch_size=9)),
+        of(scoring=ScoringSettings(batch_size=9), shard_size=3, workers=5),
+        of(references=ReferenceSettings(max_bytes=5, max_pixels=5, min_side=1, digest="content")),
+        of(base_model="/somewhere/else", scorer_revision="main", prompts=("unused {concept}",)),
+    ],
+)
+def test_place_speed_and_limits_change_nothing(other):
+    assert other == of()
+
+
+def test_fingerprints_are_stable_across_versions():
+    # If this changes, every catalog in the field is done again: such a change has to be meant.
+    canonical = rb'{"a":{"x":[],"y":true},"b":[1,2.5,null,"\u00e9"]}'
+    assert digest_of({"b": [1, 2.5, None, "é"], "a": {"y": True, "x": ()}}) == sha256(canonical).hexdigest()[:32]
+
+
+values = st.dictionaries(
+    st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=6
+)
+
+
+@given(values, st.randoms())
+def test_the_order_of_keys_does_not_count(value, random):
+    keys = list(value)
+    random.shuffle(keys)
+
+    assert digest_of({key: value[key] for key in keys}) == digest_of(value)
+
+
+@given(values, values)
+def test_different_values_have_different_digests(one, other):
+    same = digest_of(one) == digest_of(other)
+
+    assert same == (repr(sorted(one.items())) == repr(sorted(other.items())))
+
+
+def test_what_has_no_canonical_form_is_refused():
+    with pytest.raises(ValueError):
+        digest_of({"a": float("nan")})
+    with pytest.raises(TypeError):
+        digest_of({"a": object()})

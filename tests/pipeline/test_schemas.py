@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from persres.pipeline import schemas
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.manifest_row import ManifestRow
+from persres.pipeline.schemas import (
+    MANIFEST,
+    RENDERINGS,
+    RESIDUALS,
+    RenderingRow,
+    ResidualRow,
+    rendering_table,
+    residual_table,
+)
+
+from .catalog_samples import commit, drawing, planned, rendering_rows_of, residual_row, shard_of
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    store = CatalogStore(str(tmp_path / "catalog"))
+    commit(store, shard_of(planned("mug-a"), planned("mug-b")))
+    commit(store, shard_of(planned("mug-c")))
+    return tmp_path / "catalog"
+
+
+@pytest.mark.parametrize("schema", [MANIFEST, RESIDUALS, RENDERINGS])
+def test_every_column_says_what_it_holds(schema):
+    assert all(len(column.metadata[b"description"]) > 5 for column in schema)
+
+
+def test_columns_and_row_fields_are_the_same():
+    def names(row: type) -> set[str]:
+        return {column.name for column in dataclasses.fields(row)}
+
+    assert set(RESIDUALS.names) == names(ResidualRow)
+    assert set(RENDERINGS.names) == names(RenderingRow) - {"image_path"}
+    assert set(MANIFEST.names) == names(ManifestRow) - {"row"}
+
+
+def test_rows_survive_a_parquet_file():
+    concept = planned("mug-a")
+    residuals = [residual_row(concept), residual_row(concept, ranks={}, metadata={}, losses=())]
+    renderings = rendering_rows_of(concept)
+    renderings.append(dataclasses.replace(renderings[0], prompt_score=None, identity_score=None, passed=None))
+    for rows, table, back in (
+        (residuals, residual_table(residuals), schemas.residual_rows),
+        (renderings, rendering_table(renderings), schemas.rendering_rows),
+    ):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        assert back(pq.read_table(buffer)) == rows
+        assert pq.read_schema(buffer).field("concept_id").metadata[b"description"]
+
+
+def test_a_wrong_type_is_refused_rather_than_stored():
+    with pytest.raises((pa.ArrowException, TypeError)):
+        residual_table([residual_row(planned("a"), iterations="many")])
+
+
+def test_duckdb_reads_renderings_and_residuals(catalog):
+    duckdb = pytest.importorskip("duckdb")
+    images = duckdb.sql(f"select concept_id, prompt, image.bytes from '{catalog}/renderings/*.parquet'").fetchall()
+    assert {row[0] for row in images} == {"mug-a", "mug-b", "mug-c"}
+    assert all(Image.open(io.BytesIO(data)).size == (24, 24) for _, _, data in images)
+    ranks = duckdb.sql(
+        f"select concept_id, sum(entry.rank) from (select concept_id, unnest(ranks) as entry "
+        f"from '{catalog}/residuals/*.parquet') group by 1 order by 1"
+    ).fetchall()
+    assert ranks == [("mug-a", 8), ("mug-b", 8), ("mug-c", 8)]
+
+
+def test_duckdb_finds_the_committed_rows_among_those_of_older_runs_and_dead_attempts(catalog):
+    """The same choice of rows that `read_committed` makes, in plain SQL over records and data files."""
+    duckdb = pytest.importorskip("duckdb")
+    store = CatalogStore(str(catalog))
+    commit(store, shard_of(planned("mug-a", rendering="r2", training="t2")), run_id="run-2")
+    commit(store, shard_of(planned("mug-b")), attempt="002")
+    store.delete(store.commit_record("run-1", shard_of(planned("mug-c")).shard_id, "001"))
+    query = f"""
+        with committed as (
+            select run_id, attempt, shard_id, unnest(concepts) as concept from read_json('{catalog}/commits/*.json')
+        ), winners as (
+            select * from committed
+            qualify row_number() over (partition by concept.concept_id order by run_id desc, attempt, shard_id) = 1
+        )
+        select row.concept_id, row.rendering_fingerprint, count(*)
+        from read_parquet('{catalog}/renderings/*.parquet', filename = true, file_row_number = true) as row
+        join winners on row.concept_id = winners.concept.concept_id
+            and ends_with(row.filename, winners.concept.rendering_file)
+            and row.file_row_number >= winners.concept.rendering_rows[1]
+            and row.file_row_number < winners.concept.rendering_rows[1] + winners.concept.rendering_rows[2]
+        group by all order by all
+    """
+    assert duckdb.sql(query).fetchall() == [("mug-a", "r2", 4), ("mug-b", "r1", 4)]
+
+
+def test_hugging_face_datasets_shows_images(catalog, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    for kind, feature in (("renderings", "image"), ("residuals", None)):
+        files = sorted(str(path) for path in (catalog / kind).glob("*.parquet"))
+        rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+        assert set(rows["concept_id"]) == {"mug-a", "mug-b", "mug-c"}
+        if feature:
+            assert isinstance(rows.features["image"], datasets.Image)
+            first = next(row for row in rows if row["concept_id"] == "mug-a" and row["variant"] == "lag")
+            assert first["image"].convert("RGB").tobytes() == drawing("mug-alag0r1").tobytes()

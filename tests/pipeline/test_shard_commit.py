@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from persres.core.errors import ConceptFailure, StoreError
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.plan import Shard
+from persres.pipeline.shard_commit import (
+    read_committed,
+    read_records,
+    read_renderings,
+    read_residual,
+    read_residual_row,
+)
+
+from .catalog_samples import commit, memory_store, planned, rendering_rows_of, residual_row, shard_of, unscored
+
+
+class FailingStore(CatalogStore):
+    """A store whose n-th operation fails, before or after it took effect, as a lost connection may."""
+
+    def __init__(self, store: CatalogStore, fail_at: int, after: bool) -> None:
+        self.__dict__.update(store.__dict__)
+        self.operations = 0
+        self._fail_at, self._after = fail_at, after
+
+    def _maybe_fail(self, operation: Callable[..., Any], *args: Any) -> Any:
+        self.operations += 1
+        if self.operations != self._fail_at:
+            return operation(*args)
+        if self._after:
+            operation(*args)
+        raise StoreError(f"operation {self.operations} was cut off")
+
+    def write(self, path: str, data: bytes) -> None:
+        self._maybe_fail(super().write, path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._maybe_fail(super().create, path, data)
+
+    def read(self, path: str) -> bytes:
+        return self._maybe_fail(super().read, path)
+
+    def list(self, prefix: str) -> list[str]:
+        return self._maybe_fail(super().list, prefix)
+
+
+def snapshot(store: CatalogStore) -> dict[str, tuple[bytes, list[Any]]]:
+    """All that a reader can see of a catalog."""
+    return {
+        concept_id: (read_residual(store, one), read_renderings(store, one))
+        for concept_id, one in read_committed(store).items()
+    }
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request, tmp_path):
+    return CatalogStore(str(tmp_path / "catalog")) if request.param == "disk" else memory_store()
+
+
+def test_what_is_committed_is_read_back(store):
+    assert read_committed(store) == {}
+    a, b = planned("a"), planned("b")
+    record = commit(store, shard_of(b, a))
+    assert read_records(store) == [record]
+    held = read_committed(store)
+    assert list(held) == ["a", "b"]
+    for concept in (a, b):
+        one = held[concept.concept_id]
+        assert read_residual(store, one) == residual_row(concept).residual
+        assert read_residual_row(store, one) == residual_row(concept, seconds=1.0)
+        expected = sorted(rendering_rows_of(concept), key=lambda row: (row.prompt_index, row.variant))
+        assert read_renderings(store, one) == expected
+        assert (one.training_fingerprint, one.rendering_fingerprint, one.macro_class) == ("t1", "r1", "mug")
+
+
+def test_a_record_carries_the_average_scores_of_every_variant(store):
+    commit(store, shard_of(planned("a")), score=0.5)
+    scores = read_committed(store)["a"].scores
+    assert set(scores) == {"base", "lag"}
+    assert dataclasses.astuple(scores["lag"]) == (2, 0.5, 0.25, 2)
+
+
+def test_unscored_renderings_have_no_average(store):
+    concept = planned("a")
+    commit(store, shard_of(concept), renderings=unscored(rendering_rows_of(concept)))
+    assert dataclasses.astuple(read_committed(store)["a"].scores["lag"]) == (2, None, None, None)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it takes effect", "after it took effect"])
+@pytest.mark.parametrize("kind", ["train", "render"])
+def test_a_commit_cut_off_at_any_operation_leaves_the_state_before_or_after(kind, after):
+    """The reader never sees half a shard, and another attempt ends in the state that an undisturbed one would have."""
+    for fail_at in range(1, 10):
+        store = memory_store()
+        commit(store, shard_of(planned("a"), planned("b")), run_id="run-1")
+        before = snapshot(store)
+        held = read_committed(store)
+        training = "t2" if kind == "train" else "t1"
+        shard = shard_of(
+            *(planned(name, training=training, rendering="r2", committed=held[name]) for name in ("a", "b")), kind=kind
+        )
+        failing = FailingStore(store, fail_at, after)
+        try:
+            commit(failing, shard, run_id="run-2")
+        except StoreError:
+            state = snapshot(store)
+            commit(store, shard, run_id="run-2", attempt="002")
+            assert state in (before, snapshot(store))
+        else:
+            break
+        finally:
+            assert {one.rendering_fingerprint for one in read_committed(store).values()} == {"r2"}
+    assert failing.operations == (3 if kind == "train" else 2)
+    assert fail_at == failing.operations + 1
+
+
+def test_two_attempts_of_one_shard_have_one_winner_in_either_order(tmp_path):
+    shard = shard_of(planned("a"))
+    for order in (("001", "002"), ("002", "001")):
+        store = CatalogStore(str(tmp_path / order[0]))
+        for attempt in order:
+            commit(store, shard, attempt=attempt)
+        assert read_committed(store)["a"].residual_file == store.residual_file("run-1", shard.shard_id, "001")
+
+
+def test_an_older_runs_records_lose_even_when_they_are_written_later(store):
+    commit(store, shard_of(planned("a", training="new", rendering="new")), run_id="20260102T000000Z-000000")
+    commit(store, shard_of(planned("a", training="old"), planned("b")), run_id="20260101T000000Z-ffffff")
+    held = read_committed(store)
+    assert held["a"].training_fingerprint == "new"
+    assert read_renderings(store, held["a"])[0].rendering_fingerprint == "new"
+    assert held["b"].training_fingerprint == "t1"
+
+
+def test_rendering_again_keeps_the_residual_where_it_is(store):
+    commit(store, shard_of(planned("a"), planned("b")), run_id="run-1")
+    first = read_committed(store)["b"]
+    commit(store, shard_of(planned("b", rendering="r2", committed=first), kind="render"), run_id="run-2")
+    second = read_committed(store)["b"]
+    assert (second.residual_file, second.residual_row) == (first.residual_file, first.residual_row)
+    assert read_residual(store, second) == read_residual(store, first)
+    assert second.rendering_fingerprint == "r2"
+    assert {row.rendering_fingerprint for row in read_renderings(store, second)} == {"r2"}
+    assert len(store.list("residuals")) == 1
+
+
+def test_a_failed_concept_leaves_its_shard_mates_and_its_own_earlier_result_alone(store):
+    commit(store, shard_of(planned("a")), run_id="run-1")
+    a, b = planned("a", training="t2"), planned("b")
+    failure = ConceptFailure("a", "train", "the loss is not a number", "lower training.learning_rate")
+    record = commit(
+        store,
+        shard_of(a, b),
+        residuals=[residual_row(b)],
+        renderings=rendering_rows_of(b),
+        failures=(failure,),
+        run_id="run-2",
+    )
+    assert record.failures == (failure,)
+    assert {name: one.training_fingerprint for name, one in read_committed(store).items()} == {"a": "t1", "b": "t1"}
+
+
+def test_a_shard_in_which_everything_failed_is_a_record_without_files(store):
+    failures = [ConceptFailure("a", "load", "no references")]
+    commit(store, shard_of(planned("a")), residuals=[], renderings=[], failures=tuple(failures))
+    assert read_committed(store) == {}
+    assert store.list("residuals") == store.list("renderings") == []
+
+
+@pytest.mark.parametrize(
+    "fault", ["lost", "twice", "foreign", "failed and done", "no images", "strange images", "failed twice"]
+)
+def test_rows_that_do_not_cover_the_shard_are_refused(fault):
+    store, a, b = memory_store(), planned("a"), planned("b")
+    residuals, images, failures = [residual_row(a), residual_row(b)], [*rendering_rows_of(a), *rendering_rows_of(b)], []
+    match fault:
+        case "lost":
+            residuals, images = residuals[:1], images[:4]
+        case "twice":
+            residuals = [*residuals, residuals[0]]
+        case "foreign":
+            residuals = [*residuals, residual_row(planned("c"))]
+        case "failed and done":
+            failures = [ConceptFailure("a", "score", "no")]
+        case "no images":
+            images = images[:4]
+        case "strange images":
+            images = [*images, *rendering_rows_of(planned("c"))]
+        case "failed twice":
+            residuals, images = residuals[1:], images[4:]
+            failures = [ConceptFailure("a", "score", "no")] * 2
+    with pytest.raises(ValueError, match="expected of"):
+        commit(store, shard_of(a, b), residuals=residuals, renderings=images, failures=tuple(failures))
+    assert store.list("") == []
+
+
+def test_rendering_only_needs_a_committed_residual():
+    with pytest.raises(ValueError, match="no committed residual"):
+        commit(memory_store(), shard_of(planned("a"), kind="render"))
+
+
+def test_one_concept_of_a_shard_costs_little_to_read(tmp_path, monkeypatch):
+    """At most four range reads, and no more bytes than its own row and the file's footer."""
+    store = CatalogStore(str(tmp_path))
+    concepts = [planned(f"c{number:02}") for number in range(16)]
+    blobs = {one.concept_id: bytes([number]) + os.urandom(200_000) for number, one in enumerate(concepts)}
+    commit(
+        store,
+        shard_of(*concepts),
+        residuals=[residual_row(one, residual=blobs[one.concept_id]) for one in concepts],
+        renderings=[row for one in concepts for row in rendering_rows_of(one)],
+    )
+    reads: list[int] = []
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            reads.append(len(data))
+            return data
+
+    held = read_committed(store)["c07"]
+    whole = store.read(held.residual_file)
+    monkeypatch.setattr(store._fs, "open", lambda *_args, **_options: Counting(whole))
+    assert read_residual(store, held) == blobs["c07"]
+    assert len(reads) <= 4
+    assert sum(reads) < 300_000 < len(whole) / 10
+    assert pq.ParquetFile(io.BytesIO(whole)).metadata.num_row_groups == 16
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "swapped"])
+def test_a_damaged_data_file_is_named_and_never_read_as_something_else(tmp_path, damage):
+    store = CatalogStore(str(tmp_path))
+    commit(store, shard_of(planned("a"), planned("b")))
+    held = read_committed(store)["a"]
+    assert held.rendering_file is not None
+    data = bytearray(store.read(held.rendering_file))
+    match damage:
+        case "cut":
+            store.write(held.rendering_file, bytes(data[: len(data) // 2]))
+        case "flipped":
+            data[data.index(b"\x89PNG") + 40] ^= 1
+            store.write(held.rendering_file, bytes(data))
+        case "gone":
+            store.delete(held.rendering_file)
+        case "swapped":
+            held = dataclasses.replace(held, rendering_rows=(2, 4))
+    with pytest.raises(StoreError, match=held.rendering_file):
+        read_renderings(store, held)
+
+
+class AttemptsInAnyOrder(RuleBasedStateMachine):
+    """Runs, attempts and crashes in any order, against a dictionary that says what a reader must see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = memory_store()
+        self.expected: dict[str, int] = {}  # concept -> the latest run that committed it
+
+    @rule(
+        run=st.integers(1, 4),
+        attempt=st.integers(1, 3),
+        names=st.sets(st.sampled_from("abc"), min_size=1),
+        cut=st.integers(1, 4),
+    )
+    def attempt(self, run: int, attempt: int, names: set[str], cut: int) -> None:
+        shard = Shard.of("train", [planned(name, training=f"t{run}") for name in sorted(names)])
+        try:
+            commit(FailingStore(self.store, cut, after=False), shard, run_id=f"run-{run}", attempt=f"{attempt:03}")
+        except StoreError:
+            return
+        for name in names:
+            self.expected[name] = max(run, self.expected.get(name, 0))
+
+    @invariant()
+    def a_reader_sees_the_latest_run_in_full(self) -> None:
+        held = read_committed(self.store)
+        assert {name: one.training_fingerprint for name, one in held.items()} == {
+            name: f"t{run}" for name, run in self.expected.items()
+        }
+        for name, one in held.items():
+            concept = planned(name, training=one.training_fingerprint)
+            assert read_residual(self.store, one) == residual_row(concept).residual
+            assert len(read_renderings(self.store, one)) == 4
+
+
+TestAttemptsInAnyOrder = AttemptsInAnyOrder.TestCase
+TestAttemptsInAnyOrder.settings = settings(max_examples=10, stateful_step_count=6, deadline=None)
