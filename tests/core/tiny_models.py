@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from persres.core.base_model import BaseModel, load_base_model
 
@@ -101,3 +101,24 @@ def tiny_tokenizer() -> CLIPTokenizer:
 
 def load_tiny(folder: Path) -> BaseModel:
     return load_base_model(folder, name="tiny", revision=json.dumps(folder.name))
+
+
+def write_tiny_scorer(folder: Path, seed: int = 0) -> Path:
+    """Save a CLIPModel folder with its tokenizer and image processor; random weights, 16x16 pictures."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": LENGTH, "bos_token_id": 0, "eos_token_id": 1,
+        "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
+    return folder

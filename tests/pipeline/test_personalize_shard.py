@@ -1,0 +1,196 @@
+"""One shard through real parts: a real (tiny) diffusers pipeline and CLIP scorer, real Parquet, a real store."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from persres.core.errors import InvalidInput
+from persres.core.lag_sampling import SamplingSettings
+from persres.core.residual import Residual
+from persres.core.residual_training import TrainingSettings
+from persres.pipeline.base_model_files import resolve_base_model, resolve_scorer
+from persres.pipeline.catalog_digest import catalog_digest, concept_digests
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.fingerprint import fingerprint
+from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
+from persres.pipeline.personalize_shard import (
+    Personalizer,
+    ShardProgress,
+    load_personalizer,
+    personalize_shard,
+)
+from persres.pipeline.plan import PlannedConcept, Shard, plan_run
+from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.shard_commit import read_committed, read_renderings, read_residual_row
+
+from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
+from .catalog_samples import drawing, memory_store, png
+
+PROMPTS = ("a {concept} on grass", "a {concept} in the snow")
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = tmp_path_factory.mktemp("models")
+    return RunSpec(
+        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
+        scorer=str(write_tiny_scorer(folder / "scorer")),
+        training=TrainingSettings(iterations=3, batch_size=2, pack_size=2, train_identifier=True),
+        sampling=SamplingSettings(steps=2, batch_size=3, variants=("base", "lag")),
+    )
+
+
+@pytest.fixture(scope="module")
+def personalizer(spec: RunSpec) -> Personalizer:
+    torch.set_num_threads(1)
+    return load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu")
+
+
+def row(concept_id: str, *, prompts: tuple[str, ...] = PROMPTS, image: bytes | None = None, **more) -> ManifestRow:
+    data = image or png(drawing(concept_id, 40))
+    return ManifestRow(0, concept_id, "mug", (ReferenceSource(data=data),), prompts, **more)
+
+
+def planned(spec: RunSpec, one: ManifestRow) -> PlannedConcept:
+    digests = tuple(str(source.data) for source in one.reference_images)
+    return PlannedConcept(one, fingerprint(one, digests, spec, "tiny", "tiny"))
+
+
+def train_shard(spec: RunSpec, *rows: ManifestRow) -> Shard:
+    return Shard.of("train", [planned(spec, one) for one in rows])
+
+
+def run(personalizer, spec, store: CatalogStore, shard: Shard, run_id: str = "20260101T000000Z-aaaaaa", **more):
+    return personalize_shard(personalizer, shard, spec, store, run_id=run_id, attempt="001", **more)
+
+
+def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spec):
+    store = memory_store()
+    summary = run(personalizer, spec, store, train_shard(spec, row("one", metadata={"sku": "7"}), row("two"), row("three")))
+    assert summary.committed == ("one", "two", "three") and summary.failures == ()
+    assert set(summary.seconds) == {"load", "train", "render", "score", "commit"}
+    committed = read_committed(store)
+    kept = read_residual_row(store, committed["one"])
+    residual = Residual.from_bytes(kept.residual)
+    assert kept.ranks == residual.ranks and residual.identifier is not None
+    assert len(kept.losses) == kept.iterations == 3 and kept.metadata == {"sku": "7"}
+    renderings = read_renderings(store, committed["one"])
+    assert [(one.prompt_index, one.variant) for one in renderings] == [(0, "base"), (0, "lag"), (1, "base"), (1, "lag")]
+    base, lag = renderings[:2]
+    assert base.prompt == "a mug on grass" and lag.prompt == "a sks mug on grass" and base.seed == lag.seed
+    assert Image.open(io.BytesIO(lag.image)).size == (16, 16) == (lag.width, lag.height)
+    assert lag.prompt_score is not None and -1 <= lag.prompt_score <= 1 and lag.identity_score is not None
+
+
+def test_the_catalog_does_not_depend_on_shards_packs_or_order(personalizer, spec):
+    """Law 1, end to end: other neighbours, slots, batches and shards, the same content bit for bit."""
+    rows = [row(name) for name in ("one", "two", "three", "four", "five")]
+    together, apart = memory_store(), memory_store()
+    run(personalizer, spec, together, train_shard(spec, *rows))
+    run(personalizer, spec, apart, train_shard(spec, rows[4], rows[0], rows[2]))
+    run(personalizer, spec, apart, train_shard(spec, rows[3]))
+    run(personalizer, spec, apart, train_shard(spec, rows[1]))
+    assert concept_digests(together) == concept_digests(apart)
+    assert catalog_digest(together) == catalog_digest(apart)
+
+
+def test_a_warm_worker_equals_a_fresh_one(personalizer, spec):
+    warm, fresh = memory_store(), memory_store()
+    run(personalizer, spec, memory_store(), train_shard(spec, row("other"), row("another")))
+    run(personalizer, spec, warm, train_shard(spec, row("one")))
+    new = load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu")
+    run(new, spec, fresh, train_shard(spec, row("one")))
+    assert catalog_digest(warm) == catalog_digest(fresh)
+
+
+def test_an_edited_prompt_renders_again_from_the_committed_residual(personalizer, spec):
+    store = memory_store()
+    run(personalizer, spec, store, train_shard(spec, row("one")))
+    before = read_committed(store)["one"]
+    edited = planned(spec, row("one", prompts=(PROMPTS[1], "a {concept} in sand")))
+    plan = plan_run([edited], (), read_committed(store))
+    assert not plan.train and [one.concept_id for one in plan.render_only] == ["one"]
+    summary = run(personalizer, spec, store, Shard.of("render", plan.render_only), "20260102T000000Z-aaaaaa")
+    after = read_committed(store)["one"]
+    assert summary.committed == ("one",)
+    assert (after.residual_file, after.residual_row) == (before.residual_file, before.residual_row)
+    kept, new = (read_renderings(store, one) for one in (before, after))
+    assert [one.prompt_template for one in new if one.variant == "lag"] == [PROMPTS[1], "a {concept} in sand"]
+    # The prompt that stayed moved from place 1 to place 0, and its picture stayed the same.
+    assert next(one.image for one in new if one.prompt_index == 0 and one.variant == "lag") == next(
+        one.image for one in kept if one.prompt_index == 1 and one.variant == "lag"
+    )
+
+
+@pytest.mark.parametrize(
+    ("poison", "stage", "reason"),
+    [
+        ({"image": b"not an image"}, "load", "reference_images"),
+        ({"prompts": ("a {concept}s on grass",)}, "load", "glues other text"),
+        ({"prompts": ("a {concept} " + "on grass " * 9,)}, "load", "tokens"),
+    ],
+    ids=["unreadable image", "glued prompt", "long prompt"],
+)
+def test_one_bad_concept_fails_alone(personalizer, spec, poison, stage, reason):
+    quiet, store = memory_store(), memory_store()
+    run(personalizer, spec, quiet, train_shard(spec, row("one"), row("three")))
+    summary = run(personalizer, spec, store, train_shard(spec, row("one"), row("two", **poison), row("three")))
+    assert summary.committed == ("one", "three")
+    [failure] = summary.failures
+    assert (failure.concept_id, failure.stage) == ("two", stage) and reason in failure.reason and failure.fix
+    assert catalog_digest(quiet) == catalog_digest(store)
+
+
+def test_a_diverging_concept_fails_alone(personalizer, spec):
+    """A learning rate that breaks everything: every concept is a row with a reason, and nothing is committed."""
+    settings = spec.training.model_copy(update={"learning_rate": 1.0, "iterations": 6, "random_std": 1.0})
+    wild = spec.model_copy(update={"training": settings.model_copy(update={"identifier_learning_rate": 1.0})})
+    store = memory_store()
+    shard = train_shard(wild, row("one"), row("two"))
+    summary = run(personalizer, wild, store, shard)
+    assert {*summary.committed, *(failure.concept_id for failure in summary.failures)} == {"one", "two"}
+
+
+def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
+    store = memory_store()
+    summary = run(personalizer, spec, store, train_shard(spec, row("one", image=b"x"), row("two", image=b"y")))
+    assert summary.committed == () and len(summary.failures) == 2 and read_committed(store) == {}
+
+
+def test_progress_rises_to_the_whole_shard(personalizer, spec):
+    seen: list[ShardProgress] = []
+    run(personalizer, spec, memory_store(), train_shard(spec, row("one"), row("two"), row("three")), on_progress=seen.append)
+    fractions = [one.fraction for one in seen]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
+    assert list(dict.fromkeys(one.phase for one in seen)) == ["load", "train", "render", "score", "commit"]
+
+
+def test_without_a_scorer_there_are_no_scores(personalizer, spec):
+    store = memory_store()
+    run(Personalizer(personalizer.base, None), spec, store, train_shard(spec, row("one")))
+    assert {one.prompt_score for one in read_renderings(store, read_committed(store)["one"])} == {None}
+
+
+def test_an_identifier_the_tokenizer_does_not_know_stops_the_worker_at_once(spec):
+    wrong = spec.model_copy(update={"training": spec.training.model_copy(update={"identifier_token": "qqq"})})
+    with pytest.raises(InvalidInput, match="identifier_token 'qqq'"):
+        load_personalizer(wrong, resolve_base_model(wrong), None, "cpu")
+
+
+def test_pixels_of_a_large_reference_are_used_at_the_models_resolution(personalizer, spec):
+    large = png(np.kron(drawing("one", 32), np.ones((4, 4, 1), np.uint8)))
+    summary = run(personalizer, spec, memory_store(), train_shard(spec, row("one", image=large)))
+    assert summary.committed == ("one",)
+
+
+def test_a_local_folder_holds_the_same_catalog(personalizer, spec, tmp_path: Path):
+    memory, disk = memory_store(), CatalogStore(str(tmp_path / "catalog"))
+    for store in (memory, disk):
+        run(personalizer, spec, store, train_shard(spec, row("one")))
+    assert catalog_digest(memory) == catalog_digest(disk)
