@@ -1,1 +1,1 @@
-"""The method: personalized residuals, packed training and localized attention-guided sampling. No storage, no cluster."""
+"""The method: personalized residuals, packed training, localized attention-guided sampling. No storage, no cluster."""

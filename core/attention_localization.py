@@ -59,7 +59,7 @@ class ConceptLocalization:
     Attributes:
         concept_tokens: [S, L], the set C of every sample's prompt; zero in the unconditional samples.
         localized: [I] bool, an image whose residual acts only inside M; False lets it act everywhere (M = 1).
-        unconditional: what the unconditional half gets: "share_mask", its conditional half's mask, or "base", no residual.
+        unconditional: what that half gets: "share_mask", its conditional half's mask, or "base", no residual.
         quantile: the threshold over positions; the paper's is the median.
         pairs: samples an image: 2 with guidance, 1 without.
     """
@@ -107,6 +107,7 @@ class LocatingAttnProcessor:
         def heads(projected: Tensor) -> Tensor:
             return projected.view(samples, projected.shape[1], attn.heads, -1).transpose(1, 2)
 
+        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None  # a cross-attention has them
         query = heads(attn.to_q(hidden_states))
         key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
         output, concept_attention = attend_and_locate(query, key, value, self.localization.concept_tokens)
@@ -126,7 +127,7 @@ def observed(base: BaseModel, localization: ConceptLocalization) -> Iterator[Non
         for owner in [name.partition(".transformer_blocks.")[0]]
         if owner in transformers and name.endswith(".attn2.processor")
     }
-    base.unet.set_attn_processor({**processors, **locating})
+    base.unet.set_attn_processor({**processors, **locating})  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -130,7 +130,7 @@ def load_base_model(
 
     try:
         tokenizer = load_tokenizer(path)
-        schedule = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
+        schedule: Any = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
         text_encoder = part(CLIPTextModel, "text_encoder", dtype)
         vae = _torch_dtype_part(AutoencoderKL, path, "vae", torch.float32)
         unet = _torch_dtype_part(UNet2DConditionModel, path, "unet", dtype)
@@ -147,4 +147,6 @@ def load_base_model(
 
 def _torch_dtype_part(cls: Any, path: str | Path, subfolder: str, dtype: torch.dtype) -> Any:
     # diffusers models still spell the argument torch_dtype; transformers' spell it dtype.
-    return cls.from_pretrained(path, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    return cls.from_pretrained(
+        path, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )

@@ -1,7 +1,7 @@
 """The kinds of things that go wrong, and what each one means for the run.
 
 A `PersresError` always says what to do next. Its subclasses differ in who is to act: `InvalidInput` stops a run before
-it starts, `ConceptError` ends one concept and never its shard-mates, `StoreError` is infrastructure and worth another try.
+it starts, `ConceptError` ends one concept and never its shard-mates, `StoreError` is infrastructure worth another try.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class ManifestInvalid(InvalidInput):
 class ConceptError(PersresError):
     """One concept cannot be done. An application error: trying again would end the same way."""
 
-    def __init__(
-        self, message: str, *, stage: Stage, fix: str | None = None, concept_id: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, stage: Stage, fix: str | None = None, concept_id: str | None = None) -> None:
         super().__init__(message, fix=fix, concept_id=concept_id)
         self.stage: Stage = stage
 

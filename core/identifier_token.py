@@ -94,7 +94,9 @@ def tokenize_concept_prompt(
 def identifier_embedding(base: BaseModel, identifier_token: str) -> Tensor:
     """[D] float32: the base model's own embedding of V*'s word, from which a trained V* starts."""
     token = identifier_id(base.tokenizer, identifier_token)
-    return base.text_encoder.get_input_embeddings().weight[token].detach().float().clone()
+    table = base.text_encoder.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table[token].detach().float().clone()
 
 
 def encode_prompts(base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: I images in the tensor batch (`batch_size`, always: a short batch is pad
 
     eps_hat = eps_u + s (eps_c - eps_u),  both from UNet passes in which   f_i = W_i x + M_i * (A_i B_i x)
 
-Images of different concepts, prompts and variants share a batch: each has its own residual, its own V* and its own mask.
+Images of different concepts, prompts and variants share a batch: each has its own residual, V* and mask.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class SamplingSettings(Settings):
 
     steps: int = Field(default=50, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(default=7.5, ge=1, le=50, description="classifier-free guidance; 1 switches it off")
-    scheduler: Literal["ddim", "dpmsolver++"] = Field(default="ddim", description="the denoising scheduler, from diffusers")
+    scheduler: Literal["ddim", "dpmsolver++"] = Field(
+        default="ddim", description="the denoising scheduler, from diffusers"
+    )
     variants: tuple[Variant, ...] = Field(
         default=("lag",),
         min_length=1,
@@ -59,7 +61,9 @@ class SamplingSettings(Settings):
         default=0.5, gt=0, lt=1, description="attention above this quantile is the concept; the paper's is the median"
     )
     negative_prompt: str = Field(default="", description="the unconditional half's prompt")
-    images_per_prompt: int = Field(default=1, ge=1, le=1000, description="images of every prompt, each with its own seed")
+    images_per_prompt: int = Field(
+        default=1, ge=1, le=1000, description="images of every prompt, each with its own seed"
+    )
     height: int | None = Field(default=None, ge=8, description="pixels; null: the base model's own size")
     width: int | None = Field(default=None, ge=8, description="pixels; null: the base model's own size")
     batch_size: int = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def encode_references(base: BaseModel, references: Sequence[np.ndarray], *, mirr
     shift = float(base.vae.config.get("shift_factor") or 0.0)
     means, stds = [], []
     for picture in pictures:
-        posterior = base.vae.encode(pixels_to_tensor(picture).to(base.device, base.vae.dtype)).latent_dist
+        posterior = base.vae.encode(pixels_to_tensor(picture).to(base.device, base.vae.dtype), return_dict=False)[0]
         means.append((posterior.mean.float() - shift) * scale)
         stds.append(posterior.std.float() * scale)
     return ReferenceLatents(torch.cat(means), torch.cat(stds))
@@ -68,4 +69,5 @@ def decode_latents(base: BaseModel, latents: Tensor) -> np.ndarray:
     """[I, C, h, w] latents as the UNet sees them -> I x H x W x 3 uint8."""
     scale = float(base.vae.config["scaling_factor"])
     shift = float(base.vae.config.get("shift_factor") or 0.0)
-    return tensor_to_pixels(base.vae.decode((latents.to(base.vae.dtype) / scale) + shift).sample)
+    unscaled: Any = latents.to(base.vae.dtype) / scale + shift  # diffusers annotates FloatTensor, a Tensor is meant
+    return tensor_to_pixels(base.vae.decode(unscaled, return_dict=False)[0])

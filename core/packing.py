@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 def pack(items: Sequence[Item], pack_size: int) -> list[Sequence[Item]]:
-    """Cut a shard's concepts, in order, into packs of `pack_size`; the last may be short and is padded where it is trained.
+    """Cut a shard's concepts, in order, into packs of `pack_size`; the last may be short, training pads it.
 
     How a shard is cut changes no result (law 1): every random number of a concept comes from its own seed, and packs
     have one fixed tensor shape.

@@ -77,7 +77,8 @@ class Scorer:
             padded = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
             # Padded to the full length, as CLIP was trained: another text's length then cannot change this one's bits.
             inputs = self.tokenizer(padded, padding="max_length", truncation=True, return_tensors="pt")
-            features = _features(self.model.get_text_features(**inputs.to(self.model.device)))
+            ids, mask = inputs["input_ids"].to(self.model.device), inputs["attention_mask"].to(self.model.device)
+            features = _features(self.model.get_text_features(input_ids=ids, attention_mask=mask))
             rows.append(features[: len(batch)])
         return _on_unit_sphere(torch.cat(rows))
 

@@ -67,7 +67,9 @@ class Residual:
         try:
             tensors = load(blob)
         except SafetensorError as error:
-            raise PersresError(f"not a residual: {error}", fix="read the column `residual` of residuals/*.parquet") from error
+            raise PersresError(
+                f"not a residual: {error}", fix="read the column `residual` of residuals/*.parquet"
+            ) from error
         identifier = tensors.pop(IDENTIFIER_KEY, None)
         a = {name.removesuffix(".A"): tensor for name, tensor in tensors.items() if name.endswith(".A")}
         b = {name.removesuffix(".B"): tensor for name, tensor in tensors.items() if name.endswith(".B")}
@@ -83,7 +85,9 @@ def check_residual(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
     expected = {layer.name: layer.width for layer in target_layers}
     if set(residual.a) != set(expected):
         odd = sorted(set(residual.a) ^ set(expected))
-        raise PersresError(f"the residual's layers are not this base model's; they differ in {odd[:3]}", fix="use its own base model")
+        raise PersresError(
+            f"the residual's layers are not this base model's; they differ in {odd[:3]}", fix="use its own base model"
+        )
     for name, width in expected.items():
         a, b = residual.a[name], residual.b[name]
         if a.shape[0] != width or b.shape[1] != width or a.shape[1] != b.shape[0]:
@@ -94,7 +98,12 @@ def check_residual(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
 
 
 def initialize_residual(
-    target_layers: Sequence[TargetLayer], *, rank_fraction: float, a_std: float, seed: int, identifier: Tensor | None = None
+    target_layers: Sequence[TargetLayer],
+    *,
+    rank_fraction: float,
+    a_std: float,
+    seed: int,
+    identifier: Tensor | None = None,
 ) -> Residual:
     """A residual before training, from its seed alone.
 
@@ -111,7 +120,7 @@ def initialize_residual(
 
 
 def merge_into_base(base: BaseModel, residual: Residual) -> None:
-    """Add dW to every target layer's weight, in place: W' = W + A B. For export and for tests; workers never do this."""
+    """Add dW to every target layer's weight, in place: W' = W + A B. For export and tests; workers never do it."""
     check_residual(residual, base.target_layers)
     with torch.no_grad():
         for layer in base.target_layers:

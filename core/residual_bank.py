@@ -1,8 +1,8 @@
 """Many residuals at work in one UNet pass.
 
-Shapes: G groups of samples, S = G x P samples in the tensor batch, P consecutive samples a group; every group has its own
-residual. In training a group is a concept and P its noised references. In rendering a group is one image and P = 2, the
-unconditional and the conditional half of guidance.
+Shapes: G groups of samples, S = G x P samples in the tensor batch, P consecutive samples a group; every group has its
+own residual. In training a group is a concept and P its noised references. In rendering a group is one image and P = 2,
+the unconditional and the conditional half of guidance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class ResidualBank:
     b: Mapping[str, Tensor]
 
     @classmethod
-    def stack(cls, residuals: Sequence[Residual | None], base: BaseModel, *, rank_fraction: float = 0.05) -> ResidualBank:
+    def stack(
+        cls, residuals: Sequence[Residual | None], base: BaseModel, *, rank_fraction: float = 0.05
+    ) -> ResidualBank:
         """Stack residuals on the base model's device in float32; None stands for the zero residual.
 
         Raises:
@@ -59,7 +61,8 @@ class ResidualBank:
     def select(self, slots: Tensor) -> ResidualBank:
         """The bank whose group g uses this bank's residual number `slots[g]`."""
         return ResidualBank(
-            {name: factor[slots] for name, factor in self.a.items()}, {name: factor[slots] for name, factor in self.b.items()}
+            {name: factor[slots] for name, factor in self.a.items()},
+            {name: factor[slots] for name, factor in self.b.items()},
         )
 
     def parameters(self) -> list[Tensor]:

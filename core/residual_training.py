@@ -6,7 +6,7 @@ S = K b samples in the UNet pass, grouped by concept. C, h, w are the latent's; 
 For every concept k, with its own noise and timesteps:
 
     z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
-    loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2       target: eps, or v for a v-prediction model
+    loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2     target: eps, or v for a v-prediction model
 
 The pack's loss is the sum of the loss_k, so every concept's gradient is what it would be alone, and since Adam works
 element by element, one Adam over the stacked factors is K Adams.
@@ -43,17 +43,24 @@ class TrainingSettings(Settings):
         default=0.05, gt=0, le=1, description="rank of a residual = max(1, round(rank_fraction x layer width))"
     )
     initialization: Literal["zero", "random"] = Field(
-        default="random", description="A at the start; random: as in the paper; zero: training starts exactly at the base model"
+        default="random",
+        description="A at the start; random: as in the paper; zero: training starts exactly at the base model",
     )
     random_std: float = Field(default=0.01, gt=0, le=1, description="standard deviation of a random A")
-    prompt: str = Field(default="a photo of a {concept}", description="the training prompt; {concept} becomes 'V* <macro class>'")
-    identifier_token: str = Field(default="sks", description="a rare word of the tokenizer, one token long, that stands for V*")
+    prompt: str = Field(
+        default="a photo of a {concept}", description="the training prompt; {concept} becomes 'V* <macro class>'"
+    )
+    identifier_token: str = Field(
+        default="sks", description="a rare word of the tokenizer, one token long, that stands for V*"
+    )
     train_identifier: bool = Field(
         default=False, description="also learn V*'s embedding; the text encoder then runs in every step"
     )
     identifier_learning_rate: float = Field(default=5e-3, gt=0, le=1, description="Adam's learning rate for V*")
     mirror: bool = Field(default=False, description="also learn from mirrored references")
-    pack_size: int = Field(default=4, ge=1, le=1024, description="concepts trained together; short packs are padded to this size")
+    pack_size: int = Field(
+        default=4, ge=1, le=1024, description="concepts trained together; short packs are padded to this size"
+    )
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
@@ -191,7 +198,10 @@ class _Pack:
         text = self.text if self.identifiers is None else encode_prompts(base, self.prompts, self.identifiers)
         with attached(base, self.bank):
             predicted = base.unet(
-                noisy.to(base.dtype), timesteps, text.repeat_interleave(self.settings.batch_size, dim=0), return_dict=False
+                noisy.to(base.dtype),
+                timesteps,
+                text.repeat_interleave(self.settings.batch_size, dim=0),
+                return_dict=False,
             )[0]
         losses = (predicted.float() - target).square().view(len(self.prompts), -1).mean(dim=1)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""One shard, from manifest rows to a commit: load -> pack -> train -> render -> score -> commit. The file to read first.
+"""One shard, from rows to a commit: load -> pack -> train -> render -> score -> commit. The file to read first.
 
 A concept that cannot be done becomes a ConceptFailure on the way and its shard-mates go on; only what is nobody's fault
 but the machine's leaves this file as an exception.
@@ -23,7 +23,7 @@ from ..core.base_model import BaseModel, load_base_model
 from ..core.concept import Concept, derive_seed, expand_template
 from ..core.errors import ConceptError, ConceptFailure
 from ..core.identifier_token import identifier_id, tokenize_concept_prompt
-from ..core.lag_sampling import RenderRequest, Rendering, render
+from ..core.lag_sampling import Rendering, RenderRequest, render
 from ..core.latents import encode_references
 from ..core.packing import pack
 from ..core.quality_scores import QualityScores, Scorer, load_scorer, score_renderings
@@ -70,9 +70,7 @@ class Personalizer:
     scorer: Scorer | None
 
 
-def load_personalizer(
-    spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | None, device: str
-) -> Personalizer:
+def load_personalizer(spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | None, device: str) -> Personalizer:
     """Load the frozen models of a run onto a device: bfloat16 on CUDA, float32 on the CPU.
 
     Raises:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from .tiny_models import load_tiny, write_tiny_pipeline
 
 from persres.core.base_model import BaseModel
 from persres.core.latents import encode_references
 from persres.core.residual_training import TrainingRequest
+
+from .tiny_models import load_tiny, write_tiny_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,9 @@ from persres.core.residual import Residual, initialize_residual, merge_into_base
 SETTINGS = SamplingSettings(steps=3, guidance_scale=4.0, batch_size=4)
 
 
-def ask(concept_id: str, variant: Variant = "lag", template: str = "a {concept} on grass", seed: int = 7) -> RenderRequest:
+def ask(
+    concept_id: str, variant: Variant = "lag", template: str = "a {concept} on grass", seed: int = 7
+) -> RenderRequest:
     return RenderRequest(concept_id, "mug", template, 0, 0, variant, seed)
 
 

@@ -46,7 +46,9 @@ def test_another_process_writes_the_same_bytes():
     assert runs[0].stdout == runs[1].stdout
 
 
-@pytest.mark.parametrize("blob", [b"", b"no safetensors", save({"x.A": torch.zeros(2, 2)}), save({"x": torch.zeros(1)})])
+@pytest.mark.parametrize(
+    "blob", [b"", b"no safetensors", save({"x.A": torch.zeros(2, 2)}), save({"x": torch.zeros(1)})]
+)
 def test_other_bytes_are_refused(blob: bytes):
     with pytest.raises(PersresError, match="not a residual"):
         Residual.from_bytes(blob)

@@ -64,7 +64,7 @@ def test_neighbours_and_slot_change_no_bit(base: BaseModel, make_request: MakeRe
 def test_another_pack_size_agrees_within_float_error(base: BaseModel, make_request: MakeRequest):
     packed = train(base, [make_request("one"), make_request("two")])["one"]
     single = train(base, [make_request("one")], SETTINGS.model_copy(update={"pack_size": 1}))["one"]
-    # Adam divides by the gradient's own size, so last-bit differences of tiny gradients are magnified to a step's share.
+    # Adam divides by the gradient's own size, so last-bit differences of tiny gradients grow to a share of a step.
     assert_same(packed.residual, single.residual, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(packed.losses, single.losses, rtol=1e-4)
 

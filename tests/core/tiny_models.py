@@ -14,7 +14,9 @@ from persres.core.base_model import BaseModel, load_base_model
 
 Shape = Literal["sd1", "sd2"]
 LENGTH = 16
-WORDS = "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()
+WORDS = tuple(
+    "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()
+)
 
 
 def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:

@@ -72,7 +72,9 @@ def run(personalizer, spec, store: CatalogStore, shard: Shard, run_id: str = "20
 
 def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spec):
     store = memory_store()
-    summary = run(personalizer, spec, store, train_shard(spec, row("one", metadata={"sku": "7"}), row("two"), row("three")))
+    summary = run(
+        personalizer, spec, store, train_shard(spec, row("one", metadata={"sku": "7"}), row("two"), row("three"))
+    )
     assert summary.committed == ("one", "two", "three") and summary.failures == ()
     assert set(summary.seconds) == {"load", "train", "render", "score", "commit"}
     committed = read_committed(store)
@@ -165,7 +167,13 @@ def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
 
 def test_progress_rises_to_the_whole_shard(personalizer, spec):
     seen: list[ShardProgress] = []
-    run(personalizer, spec, memory_store(), train_shard(spec, row("one"), row("two"), row("three")), on_progress=seen.append)
+    run(
+        personalizer,
+        spec,
+        memory_store(),
+        train_shard(spec, row("one"), row("two"), row("three")),
+        on_progress=seen.append,
+    )
     fractions = [one.fraction for one in seen]
     assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
     assert list(dict.fromkeys(one.phase for one in seen)) == ["load", "train", "render", "score", "commit"]
