@@ -15,7 +15,7 @@ from persres.core.base_model import BaseModel, load_base_model
 Shape = Literal["sd1", "sd2"]
 LENGTH = 16
 WORDS = tuple(
-    "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()
+    "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()  # noqa: SIM905
 )
 
 

@@ -1,0 +1,50 @@
+# make demo      the whole path on the embedded default: train, render, score and report 12 drawn concepts
+# make test      the tests, without the slow ones
+# make test-all  every test
+# make lint      ruff and pyright
+# make bench     the benchmarks, on an otherwise idle machine
+# On a fresh clone each of them first makes .venv and installs into it what it needs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST = .venv/bin/python -m pytest
+INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
+
+# One OpenMP thread a process: two processes with two threads each wait for each other more than they work.
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test test-all lint bench clean
+
+demo: .venv/installed
+	.venv/bin/persres-batch demo --out persres-demo
+
+test: .venv/installed-dev
+	$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadgroup
+
+test-all: .venv/installed-dev
+	$(PYTEST) -n $(WORKERS) --dist loadgroup
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+bench: .venv/installed-dev
+	$(PYTEST) tests/benchmarks -m "" -s
+
+clean:
+	rm -rf .venv persres-demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "persres-batch needs Python 3.11 or newer, not " + sys.version)'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv; the first time this takes a few minutes"
+	$(INSTALL) -e .
+	@touch $@
+
+# Holds what .venv/installed holds, and the tools.
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv; the first time this takes a few minutes"
+	$(INSTALL) -e ".[dev]"
+	@touch .venv/installed $@

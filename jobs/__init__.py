@@ -1,0 +1,1 @@
+"""Running the pipeline on Ray, and the command line."""

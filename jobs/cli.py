@@ -1,0 +1,232 @@
+"""The commands: parse, call, print, exit code. Whatever is heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from ..core.errors import ManifestInvalid, PersresError
+from . import cli_text
+
+if TYPE_CHECKING:
+    from ..pipeline.plan import RunPlan
+    from ..pipeline.run_spec import RunSpec
+    from .submit import FinishedRun, WhereToRun
+
+app = typer.Typer(
+    name="persres-batch",
+    help=cli_text.APP,
+    epilog=cli_text.EXIT_CODES,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+OK, FAILED, INVALID_INPUT, CONCEPTS_FAILED = 0, 1, 2, 3
+
+ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help=cli_text.MANIFEST)]
+CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog's folder or URI.")]
+SpecOption = Annotated[Path, typer.Option("--spec", metavar="RUN.YAML", help=cli_text.SPEC)]
+CatalogOption = Annotated[str, typer.Option("--catalog", metavar="URI", help=cli_text.CATALOG)]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help=cli_text.WORKERS)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+DebugOption = Annotated[bool, typer.Option("--debug", envvar="PERSRES_DEBUG", help="Show an error's traceback.")]
+
+
+@app.callback()
+def _options(
+    debug: DebugOption = False,
+) -> None:
+    if debug:
+        os.environ["PERSRES_DEBUG"] = "1"
+
+
+@app.command(help=cli_text.DEMO)
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes.")] = Path("persres-demo"),
+    concepts: Annotated[int, typer.Option(min=1, help="How many concepts.")] = 12,
+    workers: WorkersOption = None,
+) -> None:
+    from ..pipeline.run_spec import RunSpec
+    from ..pipeline.spriteworld.demo_catalog import write_demo
+    from .demo_table import demo_table
+
+    console = Console(stderr=True)
+    write_demo(out, concepts=concepts)
+    manifest, spec_file, catalog = str(out / "manifest.parquet"), out / "run.yaml", str(out / "catalog")
+    console.print(f"wrote {concepts} concepts to {out}; this is the same as:", highlight=False)
+    by_hand = f"  persres-batch submit {manifest} --spec {spec_file} --catalog {catalog}"
+    console.print(by_hand, highlight=False, soft_wrap=True)
+    finished = _submit_here(manifest, RunSpec.load(spec_file), catalog, _where(workers))
+    if finished.summary.committed or finished.summary.current:
+        Console().print(demo_table(catalog, manifest))
+    _end(finished, catalog, as_json=False)
+
+
+@app.command(help=cli_text.INIT)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[RUN.YAML]", help="Where to write it.")] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")] = False,
+) -> None:
+    from ..pipeline.run_spec import RunSpec
+
+    if path.exists() and not force:
+        raise _invalid(f"{path} is already there", "choose another name, or replace it with --force")
+    path.write_text(RunSpec.commented_yaml(), encoding="utf-8")
+    print(f"wrote {path}: every setting with its default and what it does")
+    print(f"next: persres-batch validate MANIFEST --spec {path}")
+
+
+@app.command(help=cli_text.VALIDATE)
+def validate(manifest: ManifestArgument, spec: SpecOption, as_json: JsonOption = False) -> None:
+    from ..pipeline.base_model_files import resolve_base_model
+    from ..pipeline.manifest_validation import validate_manifest
+    from .prepare_run import tokenizer_of
+    from .run_display import counting
+
+    run_spec = _load(spec)
+    tokenizer = tokenizer_of(resolve_base_model(run_spec))
+    with counting(Console(stderr=True), "opening reference images") as on_row:
+        found = validate_manifest(manifest, run_spec, tokenizer=tokenizer, on_progress=on_row)
+    if as_json:
+        print(cli_text.json_of({"problems": found.problems, "warnings": found.warnings}))
+    else:
+        print("\n".join(cli_text.validation_lines(manifest, found)))
+    raise typer.Exit(OK if found.valid else INVALID_INPUT)
+
+
+@app.command(help=cli_text.PLAN)
+def plan(manifest: ManifestArgument, spec: SpecOption, catalog: CatalogOption, as_json: JsonOption = False) -> None:
+    _print_plan(manifest, _load(spec), catalog, as_json=as_json)
+
+
+@app.command(help=cli_text.SUBMIT)
+def submit(
+    manifest: ManifestArgument,
+    spec: SpecOption,
+    catalog: CatalogOption,
+    workers: WorkersOption = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDR", help=cli_text.ADDRESS)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help=cli_text.DEVICE)] = "auto",
+    dashboard: Annotated[bool, typer.Option("--dashboard", help=cli_text.DASHBOARD)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, as `plan` does.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    run_spec = _load(spec)
+    if dry_run:
+        _print_plan(manifest, run_spec, catalog, as_json=as_json)
+    elif address is not None and address != "auto":
+        from .cluster_job import ClusterRun, submit_to_cluster
+
+        raise typer.Exit(submit_to_cluster(address, ClusterRun(manifest, catalog, workers, device), run_spec))
+    else:
+        where = _where(workers, device=device, join_cluster=address == "auto", dashboard=dashboard)
+        _end(_submit_here(manifest, run_spec, catalog, where), catalog, as_json=as_json)
+
+
+@app.command(help=cli_text.STATUS)
+def status(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
+    from ..pipeline.catalog_store import CatalogStore
+    from .status import catalog_status
+
+    found = catalog_status(CatalogStore(catalog))
+    print(found.to_json() if as_json else "\n".join(cli_text.status_lines(found)))
+
+
+@app.command(help=cli_text.REPORT)
+def report(
+    catalog: CatalogArgument,
+    manifest: Annotated[str | None, typer.Option(metavar="MANIFEST", help=cli_text.REPORT_MANIFEST)] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the page.")] = Path("report.html"),
+    limit: Annotated[int, typer.Option(min=1, help="Show this many concepts, lowest scores first.")] = 200,
+) -> None:
+    from .status import write_report
+
+    shown = write_report(catalog, out, manifest_uri=manifest, limit=limit)
+    print(f"wrote {out}: {shown} concept{'' if shown == 1 else 's'} in the catalog")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: run a command and exit with its code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nothing here needs
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="persres-batch")
+    except PersresError as error:
+        if os.environ.get("PERSRES_DEBUG"):
+            raise
+        if isinstance(error, ManifestInvalid):
+            print(*map(cli_text.problem_line, error.problems), sep="\n", file=sys.stderr)
+        print(f"persres-batch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("PERSRES_DEBUG"):
+            raise
+        print(f"persres-batch: {type(error).__name__}: {error}", file=sys.stderr)
+        print("for the traceback: persres-batch --debug COMMAND …", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _load(spec: Path) -> RunSpec:
+    from ..pipeline.run_spec import RunSpec
+
+    return RunSpec.load(spec)
+
+
+def _where(workers: int | None, **choices: Any) -> WhereToRun:
+    from .submit import WhereToRun
+
+    return WhereToRun(workers, **choices)
+
+
+def _submit_here(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun) -> FinishedRun:
+    from .submit import submit_local
+
+    return submit_local(manifest, spec, catalog, where=where)
+
+
+def _end(finished: FinishedRun, catalog: str, *, as_json: bool) -> None:
+    from ..pipeline.catalog_store import CatalogStore
+    from .status import latest_report
+
+    where = finished.report or latest_report(CatalogStore(catalog))
+    if as_json:
+        print(json.dumps(json.loads(finished.summary.to_json()) | {"report": where}, indent=1, sort_keys=True))
+    else:
+        print("\n".join(cli_text.summary_lines(finished.summary, where)))
+    raise typer.Exit(CONCEPTS_FAILED if finished.summary.failed else OK)
+
+
+def _print_plan(manifest: str, spec: RunSpec, catalog: str, *, as_json: bool) -> None:
+    from ..pipeline.catalog_store import CatalogStore
+    from ..pipeline.plan import make_shards
+    from ..pipeline.shard_commit import read_committed
+    from .prepare_run import prepare_run
+    from .run_display import counting
+
+    with counting(Console(stderr=True), "reading references") as on_digest:
+        prepared = prepare_run(manifest, spec, on_digest=on_digest)
+    run_plan: RunPlan = prepared.plan(read_committed(CatalogStore(catalog)))
+    shards = make_shards(run_plan, spec.shard_size)
+    if as_json:
+        print(cli_text.json_of(cli_text.plan_values(run_plan, shards)))
+    else:
+        print("\n".join(cli_text.plan_lines(run_plan, shards)))
+
+
+def _invalid(message: str, fix: str) -> PersresError:
+    from ..core.errors import InvalidInput
+
+    return InvalidInput(message, fix=fix)
+
+
+if __name__ == "__main__":
+    main()

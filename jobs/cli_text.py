@@ -1,0 +1,195 @@
+"""Every text the commands print: their help, and lines about plans, problems, summaries and catalogs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core.errors import ConceptFailure, Problem
+    from ..pipeline.manifest_validation import ValidationReport
+    from ..pipeline.plan import RunPlan, Shard
+    from ..pipeline.run_accounting import RunSummary
+    from .status import CatalogStatus
+
+FAILURES_SHOWN = 10
+SHARDS_SHOWN = 20
+
+APP = """Personalize a text-to-image model for a whole catalog of concepts, and render them.
+
+A manifest goes in (concepts, reference images, prompts), a catalog of residuals and renderings comes out.
+Submitting again does only what changed."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 invalid input, 3 finished with failed concepts, 4 catalog held by another run, "
+    "1 anything else."
+)
+
+DEMO = """Run everything once on a small drawn world that comes with the package: no download, no GPU, a few minutes.
+
+Example: [bold]persres-batch demo --out persres-demo[/bold]"""
+
+INIT = """Write a run spec with every setting, its default and what it does.
+
+Example: [bold]persres-batch init run.yaml[/bold]"""
+
+VALIDATE = """Check a manifest in one pass and name the row, column, value and fix of everything that is wrong with it.
+
+Opens every reference image, as a run would. Exits with 2 if there is a problem.
+
+Example: [bold]persres-batch validate mugs.parquet --spec run.yaml[/bold]"""
+
+PLAN = """Show what submitting would do: how many concepts it would train, only render again, and leave as they are.
+
+Example: [bold]persres-batch plan mugs.parquet --spec run.yaml --catalog s3://bucket/mugs[/bold]"""
+
+SUBMIT = """Bring a catalog up to date with a manifest: train and render whatever is new or changed.
+
+Concepts that cannot be done are listed with a reason, and the others are finished (exit code 3). After a crash or
+Ctrl-C, submit again: what is committed is not done twice.
+
+Example: [bold]persres-batch submit mugs.parquet --spec run.yaml --catalog s3://bucket/mugs[/bold]
+
+On a cluster: [bold]persres-batch submit s3://bucket/mugs.parquet --spec run.yaml --catalog s3://bucket/mugs --address http://127.0.0.1:8265[/bold]"""
+
+STATUS = """Show what a catalog holds, what the latest run has done, failed and left, and which run holds it now.
+
+Example: [bold]persres-batch status s3://bucket/mugs[/bold]"""
+
+REPORT = """Write one self-contained HTML page with a catalog's references, renderings and scores.
+
+Example: [bold]persres-batch report s3://bucket/mugs --manifest mugs.parquet --out mugs.html[/bold]"""
+
+MANIFEST = "The manifest: a path or URI of a .parquet or .jsonl file."
+SPEC = "The run spec; `persres-batch init` writes one."
+CATALOG = "Where residuals and renderings are kept: a folder, or an s3://, gs:// or az:// URI."
+WORKERS = "Workers at once. Default: the spec's; else one for every GPU, or up to two on CPU cores."
+ADDRESS = (
+    "A Ray cluster's dashboard, such as http://127.0.0.1:8265, or `auto` from inside a cluster. "
+    "Default: a Ray of its own on this machine."
+)
+DEVICE = (
+    "What workers run on. `auto`: GPUs where there are any now; "
+    "say `cuda` for a cluster that starts GPU nodes on demand."
+)
+DASHBOARD = "Serve the embedded Ray's dashboard on http://127.0.0.1:8265."
+REPORT_MANIFEST = "Show the references of this manifest, and only its concepts."
+
+
+def problem_line(problem: Problem) -> str:
+    """One problem on one line: where, what, and what to do."""
+    where = [
+        *([f"row {problem.row}"] if problem.row is not None else []),
+        *([f"concept {problem.concept_id}"] if problem.concept_id else []),
+        *([f"column {problem.column}"] if problem.column else []),
+    ]
+    place = ", ".join(where) or "manifest"
+    value = f" (value: {problem.value})" if problem.value else ""
+    return f"{place}: {problem.reason}{value}. Fix: {problem.fix}"
+
+
+def validation_lines(manifest: str, found: ValidationReport) -> Iterator[str]:
+    """All problems and warnings, and at the end how many there are."""
+    yield from map(problem_line, found.problems)
+    yield from (f"warning: {warning}" for warning in found.warnings)
+    if found.valid:
+        yield f"{manifest}: {len(found.rows)} concepts, no problems"
+    else:
+        count = len(found.problems)
+        yield f"{manifest}: {count} problem{'' if count == 1 else 's'}; {len(found.rows)} concepts without any"
+
+
+def failure_line(failure: ConceptFailure) -> str:
+    """One failed concept on one line."""
+    fix = f". Fix: {failure.fix}" if failure.fix else ""
+    return f"  failed: {failure.concept_id} ({failure.stage}): {failure.reason}{fix}"
+
+
+def plan_lines(plan: RunPlan, shards: Sequence[Shard]) -> Iterator[str]:
+    """A plan in words."""
+    yield f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, " + (
+        f"{len(plan.current)} current, {len(plan.failures)} failed"
+    )
+    if plan.removed:
+        yield f"{len(plan.removed)} in the catalog that the manifest no longer lists; they are kept"
+    yield from _shortened([failure_line(failure) for failure in plan.failures], FAILURES_SHOWN)
+    if not shards:
+        yield "nothing to do"
+    else:
+        yield f"{len(shards)} shard{'' if len(shards) == 1 else 's'}:"
+        yield from _shortened([f"  {shard.shard_id}: {len(shard.concepts)} concepts" for shard in shards], SHARDS_SHOWN)
+
+
+def plan_values(plan: RunPlan, shards: Sequence[Shard]) -> dict[str, Any]:
+    """A plan for `--json`."""
+    return {
+        "rows": plan.rows,
+        "train": [concept.concept_id for concept in plan.train],
+        "render_only": [concept.concept_id for concept in plan.render_only],
+        "current": list(plan.current),
+        "removed": list(plan.removed),
+        "failures": plan.failures,
+        "shards": [{"shard_id": shard.shard_id, "kind": shard.kind, "concepts": shard.concept_ids} for shard in shards],
+    }
+
+
+def summary_lines(summary: RunSummary, report: str | None) -> Iterator[str]:
+    """How a run ended, in words: the counts, the failures, the report."""
+    yield from _shortened([failure_line(failure) for failure in summary.failed], FAILURES_SHOWN)
+    if not summary.committed and not summary.failed:
+        yield f"nothing to do: all {summary.rows} concepts are current ({summary.wall_seconds:.1f} s)"
+    else:
+        yield (
+            f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current "
+            f"({duration(summary.wall_seconds)}, {summary.workers} worker{'' if summary.workers == 1 else 's'})"
+        )
+    if report:
+        yield f"report: {report}"
+
+
+def status_lines(status: CatalogStatus) -> Iterator[str]:
+    """A catalog at a glance, in words."""
+    yield f"{status.uri}: {status.concepts} concepts committed, {status.runs} run{'' if status.runs == 1 else 's'}"
+    latest = status.latest
+    if latest is not None:
+        holds = status.holder is not None and status.holder.run_id == latest.run_id and not status.holder.expired
+        state = "ended" if latest.ended else "under way" if holds else "did not end: submit again to go on"
+        counts = f"{latest.done} done, {len(latest.failed)} failed, {latest.left} left of {latest.planned}"
+        yield f"latest run {latest.run_id}: {counts} ({state})"
+        yield from _shortened([failure_line(failure) for failure in latest.failed], FAILURES_SHOWN)
+        if latest.report:
+            yield f"report: {latest.report}"
+    if status.holder is None:
+        yield "held by nobody"
+    else:
+        since = datetime.fromtimestamp(status.holder.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        expired = ", who has not been heard of since; the lease has expired" if status.holder.expired else ""
+        yield f"held by run {status.holder.run_id} of {status.holder.owner} since {since}{expired}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: "42 s", "3 min 05 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def json_of(value: Any) -> str:
+    """Indented JSON; dataclasses as objects."""
+
+    def plain(item: Any) -> Any:
+        return asdict(item) if is_dataclass(item) and not isinstance(item, type) else str(item)
+
+    return json.dumps(value, indent=1, sort_keys=True, default=plain)
+
+
+def _shortened(lines: Sequence[str], shown: int) -> Iterator[str]:
+    yield from lines[:shown]
+    if len(lines) > shown:
+        yield f"  … and {len(lines) - shown} more"

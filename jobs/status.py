@@ -1,0 +1,151 @@
+"""What is in a catalog, what became of its latest run, and who holds it now: from its objects alone, without Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import ConceptFailure, InvalidInput, ManifestInvalid
+from ..pipeline.catalog_lease import lease_holder
+from ..pipeline.catalog_store import CatalogStore
+from ..pipeline.manifest import ManifestRow, read_manifest
+from ..pipeline.reference_images import ReferenceSettings, load_references
+from ..pipeline.report import build_report
+from ..pipeline.run_accounting import RunSummary
+from ..pipeline.shard_commit import newest_per_concept, read_records
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The run that holds a catalog. `expired`: it has not been heard of for longer than its lease lasts."""
+
+    run_id: str
+    owner: str
+    since: float
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LatestRun:
+    """The newest run of a catalog. `left` concepts are neither done nor failed; `ended` once its summary is written."""
+
+    run_id: str
+    planned: int
+    done: int
+    failed: tuple[ConceptFailure, ...]
+    left: int
+    ended: bool
+    report: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatus:
+    """A catalog at a glance."""
+
+    uri: str
+    concepts: int
+    runs: int
+    latest: LatestRun | None
+    holder: Holder | None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+
+def catalog_status(store: CatalogStore, *, now: float | None = None) -> CatalogStatus:
+    """Look at a catalog; it may be in use.
+
+    Args:
+        now: seconds since 1970, to judge the lease by; the present by default.
+
+    Raises:
+        StoreError: the catalog cannot be read.
+    """
+    records = read_records(store)
+    runs = store.run_ids()
+    newest = next((run_id for run_id in reversed(runs) if store.exists(store.run_file(run_id, "plan.json"))), None)
+    latest = _latest_run(store, newest, records) if newest else None
+    holder = _holder(store, time.time() if now is None else now)
+    return CatalogStatus(store.uri, len(newest_per_concept(records)), len(runs), latest, holder)
+
+
+def latest_report(store: CatalogStore) -> str | None:
+    """Where the newest run's report lies, if a run has finished."""
+    for run_id in reversed(store.run_ids()):
+        path = store.run_file(run_id, "report.html")
+        if store.exists(path):
+            return store.url(path)
+    return None
+
+
+def _latest_run(store: CatalogStore, run_id: str, records: list[Any]) -> LatestRun:
+    plan: Mapping[str, Any] = json.loads(store.read(store.run_file(run_id, "plan.json")))
+    work = {*plan["train"], *plan["render_only"]}
+    own = [record for record in records if record.run_id == run_id]
+    done = work & {concept.concept_id for record in own for concept in record.concepts}
+    failures = {failure.concept_id: failure for record in own for failure in record.failures}
+    summary_file = store.run_file(run_id, "summary.json")
+    ended = store.exists(summary_file)
+    if ended:
+        failures |= {failure.concept_id: failure for failure in RunSummary.from_json(store.read(summary_file)).failed}
+    failed = {concept_id: failure for concept_id, failure in sorted(failures.items()) if concept_id not in done}
+    unread = [concept_id for concept_id in plan["failed"] if concept_id not in failed]  # known only at the run's end
+    report = store.run_file(run_id, "report.html")
+    return LatestRun(
+        run_id=run_id,
+        planned=len(work) + len(plan["failed"]),
+        done=len(done),
+        failed=tuple(failed.values()),
+        left=len(work - done - failed.keys()) + len(unread),
+        ended=ended,
+        report=store.url(report) if store.exists(report) else None,
+    )
+
+
+def _holder(store: CatalogStore, now: float) -> Holder | None:
+    state = lease_holder(store)
+    if state is None:
+        return None
+    return Holder(state.run_id, state.owner, state.acquired_at, expired=now - state.renewed_at > state.ttl_s)
+
+
+def write_report(catalog_uri: str, out: Path, *, manifest_uri: str | None = None, limit: int = 200) -> int:
+    """Write a catalog's page to a local file; returns how many concepts the catalog holds.
+
+    Args:
+        manifest_uri: show the references of this manifest's rows, and only its concepts.
+
+    Raises:
+        ManifestInvalid: the manifest cannot be used.
+        InvalidInput: the catalog holds nothing.
+    """
+    store = CatalogStore(catalog_uri)
+    status = catalog_status(store)
+    if not status.concepts and status.latest is None:
+        raise InvalidInput(f"there is no catalog at {store.uri}", fix="check the path, or submit a manifest first")
+    failures = status.latest.failed if status.latest else ()
+    rows = {row.concept_id: row for row in _manifest_rows(manifest_uri)} if manifest_uri else {}
+
+    def references(concept_id: str) -> Sequence[np.ndarray]:
+        row = rows.get(concept_id)
+        return load_references(row, ReferenceSettings()) if row else ()
+
+    page = build_report(
+        store, failures=failures, references=references, concept_ids=rows.keys() if manifest_uri else None, limit=limit
+    )
+    out.write_text(page, encoding="utf-8")
+    return status.concepts
+
+
+def _manifest_rows(manifest_uri: str) -> Sequence[ManifestRow]:
+    reading = read_manifest(manifest_uri, default_prompts=())
+    if reading.manifest_problems:
+        raise ManifestInvalid(f"manifest {manifest_uri} cannot be used", tuple(reading.manifest_problems))
+    return reading.rows

@@ -1,0 +1,49 @@
+"""The command line: its surface is a contract, and its help is instant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persres.jobs.cli import main
+
+from .cli_surface import cli_surface
+
+GOLDEN = Path(__file__).with_name("cli_surface.txt")
+HEAVY = ("torch", "ray", "pyarrow", "diffusers", "transformers", "numpy", "fsspec", "pandas")
+
+
+def test_commands_and_options_are_those_we_promise():
+    assert cli_surface() == GOLDEN.read_text(), (
+        f"if this is meant, see the first lines of {GOLDEN.with_suffix('.py').name}"
+    )
+
+
+@pytest.mark.parametrize("command", ["", "demo", "init", "validate", "plan", "submit", "status", "report"])
+def test_help_teaches_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--help"])
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    assert "Exit codes:" in shown if not command else f"Example: persres-batch {command}" in shown
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    """Counts the processor's time rather than the clock's, since other tests may be running on the same cores."""
+    code = f"""
+import sys, time
+from persres.jobs.cli import main
+for arguments in (["--help"], ["submit", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, end.code
+print([name for name in {HEAVY!r} if name in sys.modules], time.process_time())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    imported, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert imported == "[]"
+    assert float(seconds) < 1.5
