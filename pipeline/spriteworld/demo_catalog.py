@@ -1,0 +1,92 @@
+"""A manifest to try things on: held-out identities, references on one background, prompts for other backgrounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from .captions import BACKGROUND_PHRASES
+from .world import BACKGROUNDS, CLASSES, PATTERNS, Identity, draw, random_identity, rng_for
+
+PROMPTS_A_CONCEPT = 4
+_NO_DEMO_BODY = "gray"
+"""A gray body on the gray studio shows little."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("concept_id", pa.string()),
+        ("macro_class", pa.string()),
+        ("reference_images", pa.list_(pa.string())),
+        ("prompts", pa.list_(pa.string())),
+        ("metadata", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+RUN_SPEC = """\
+# How to personalize and render. Everything not said here has a default.
+base_model: spriteworld    # the small drawn world that this package carries
+"""
+
+
+def write_demo(out: Path, concepts: int = 12, references: int = 4, seed: int = 0) -> None:
+    """Write `out`/manifest.parquet, `out`/run.yaml and `out`/references/<concept_id>/<n>.png.
+
+    A concept's references all show it on one background, so that a background which leaks into renderings is seen;
+    its prompts ask for four other backgrounds. `metadata` tells the background and the identity, to draw the truth.
+    """
+    rows = [
+        _write_concept(out, who, concept_id, references, seed) for concept_id, who in demo_identities(concepts, seed)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), out / "manifest.parquet")
+    (out / "run.yaml").write_text(RUN_SPEC)
+
+
+def demo_identities(concepts: int, seed: int = 0) -> list[tuple[str, Identity]]:
+    """Identities no training has seen, with readable ids such as mug-striped-teal; no id twice.
+
+    Classes and patterns come in turn, and as long as there are unused body colours, no two bodies have the same.
+    """
+    chosen: dict[str, Identity] = {}
+    for number in range(concepts):
+        kind, pattern = CLASSES[number % len(CLASSES)], PATTERNS[(number + 1) % len(PATTERNS)]
+        used = {who.body for who in chosen.values()} | {_NO_DEMO_BODY}
+        for attempt in range(2_000):
+            who = random_identity(f"demo/{seed}/{number}/{attempt}", kind)
+            concept_id = f"{kind}-{who.pattern}-{who.body}"
+            wanted = attempt >= 1_000 or (who.pattern == pattern and who.body not in used)
+            if wanted and concept_id not in chosen:
+                chosen[concept_id] = who
+                break
+        else:
+            raise ValueError(f"no more than {number} demo concepts can be told apart by name")
+    return list(chosen.items())
+
+
+def identity_from_json(text: str) -> Identity:
+    """The identity in a manifest's metadata, to draw the true picture of a concept on any background."""
+    plain = json.loads(text)
+    shades = tuple((int(r), int(g), int(b)) for r, g, b in plain.pop("shades"))
+    wide, tall, detail = plain.pop("proportions")
+    return Identity(**plain, shades=(shades[0], shades[1], shades[2]), proportions=(wide, tall, detail))
+
+
+def _write_concept(out: Path, who: Identity, concept_id: str, references: int, seed: int) -> dict[str, object]:
+    rng = rng_for("demo backgrounds", seed, concept_id)
+    home, *others = (BACKGROUNDS[i] for i in rng.permutation(len(BACKGROUNDS))[: PROMPTS_A_CONCEPT + 1])
+    folder = out / "references" / concept_id
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(references):
+        picture, _ = draw(who, home, f"demo/{seed}/{concept_id}/{number}")
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return {
+        "concept_id": concept_id,
+        "macro_class": who.macro_class,
+        "reference_images": [f"references/{concept_id}/{number}.png" for number in range(references)],
+        "prompts": [f"a photo of a {{concept}} {BACKGROUND_PHRASES[background][0]}" for background in others],
+        "metadata": [("reference_background", home), ("identity", json.dumps(asdict(who)))],
+    }
