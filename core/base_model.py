@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -86,19 +86,31 @@ class BaseModel:
     @cached_property
     def target_layers(self) -> tuple[TargetLayer, ...]:
         """The `proj_out` of every Transformer2DModel, in the UNet's own order (16 of them in SD 1.x)."""
-        layers = []
-        for name, module in self.unet.named_modules():
-            if not isinstance(module, Transformer2DModel):
-                continue
-            projection = module.proj_out
-            if isinstance(projection, torch.nn.Conv2d):
-                layers.append(TargetLayer(f"{name}.proj_out", projection.in_channels, "conv"))
-            else:
-                layers.append(TargetLayer(f"{name}.proj_out", int(projection.in_features), "linear"))
-        return tuple(layers)
+        return find_target_layers(self.unet)
 
     def layer(self, target: TargetLayer) -> torch.nn.Module:
         return self.unet.get_submodule(target.name)
+
+
+def find_target_layers(unet: UNet2DConditionModel) -> tuple[TargetLayer, ...]:
+    """The layers of a UNet that get a residual; its weights are not looked at."""
+    layers = []
+    for name, module in unet.named_modules():
+        if not isinstance(module, Transformer2DModel):
+            continue
+        projection = module.proj_out
+        if isinstance(projection, torch.nn.Conv2d):
+            layers.append(TargetLayer(f"{name}.proj_out", projection.in_channels, "conv"))
+        else:
+            layers.append(TargetLayer(f"{name}.proj_out", int(projection.in_features), "linear"))
+    return tuple(layers)
+
+
+def load_target_layers(path: str | Path) -> tuple[TargetLayer, ...]:
+    """The target layers of a base model's folder, from its configuration alone: no weights are read."""
+    config = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
+    with torch.device("meta"):
+        return find_target_layers(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
 def load_tokenizer(path: str | Path) -> CLIPTokenizer:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from .errors import InvalidInput
 from .packing import pack
@@ -54,7 +54,7 @@ class Scorer:
     """A CLIP model that embeds pictures and texts on the unit sphere."""
 
     model: CLIPModel
-    image_processor: CLIPImageProcessor
+    image_processor: CLIPImageProcessorPil
     tokenizer: CLIPTokenizer
     batch_size: int = 32
 
@@ -100,7 +100,8 @@ def load_scorer(path: str | Path, *, device: torch.device | str = "cpu", batch_s
     """
     try:
         model = CLIPModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        images = CLIPImageProcessor.from_pretrained(path, local_files_only=True)
+        # Pillow's resampling, not torchvision's: scores must not depend on what else is installed.
+        images = CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInput(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from transformers.utils import logging
 
 from ..pipeline.spriteworld.judge_demo import judge_catalog
 
@@ -11,6 +12,7 @@ LABELS = {"base": "base model", "residual": "residual", "lag": "residual with LA
 
 def demo_table(catalog_uri: str, manifest_uri: str) -> Table:
     """Score the demo's catalog against what its concepts truly look like, one line a variant."""
+    logging.disable_progress_bar()  # loading the scorer's few weights needs none
     table = Table(title="Means over all renderings; 1 is best", title_justify="left")
     table.add_column("")
     for name in ("identity", "prompt", "background right"):

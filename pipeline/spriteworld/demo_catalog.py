@@ -28,8 +28,22 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 RUN_SPEC = """\
-# How to personalize and render. Everything not said here has a default.
+# How to personalize and render. Everything not said here has a default; `persres-batch init` writes all of it.
 base_model: spriteworld    # the small drawn world that this package carries
+training:
+  # Ranks are 3 and 5 here, a twentieth of Stable Diffusion's: the paper's learning rate of 0.001 is too weak for them,
+  # and V* carries much of the identity. docs/experiment-log.md has the comparison.
+  learning_rate: 0.01
+  initialization: zero
+  train_identifier: true
+  identifier_learning_rate: 0.01
+  pack_size: 3
+sampling:
+  variants: [base, residual, lag]    # to be compared; a catalog in earnest wants lag alone
+  guidance_scale: 4.0
+  steps: 20
+  batch_size: 12
+shard_size: 3
 """
 
 

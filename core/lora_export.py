@@ -1,0 +1,89 @@
+"""A residual in the file formats that other programs load: diffusers/PEFT, kohya (ComfyUI, A1111), textual inversion.
+
+A B is a LoRA on `proj_out` with alpha = rank, so scale 1. What others call "A" (down) is the paper's B, and what they
+call "B" (up) is the paper's A. Such a loader applies the residual everywhere: LAG needs this package's sampler.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from safetensors.torch import save
+from torch import Tensor
+
+from .base_model import TargetLayer
+from .errors import PersresError
+from .residual import Residual, check_residual
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+TEXTUAL_INVERSION_FILE = "learned_embeds.safetensors"
+
+
+def diffusers_lora(residual: Residual, target_layers: Sequence[TargetLayer]) -> bytes:
+    """A file for diffusers' `load_lora_weights`.
+
+    Ranks differ between layers, and without its metadata PEFT would scale every layer by one common rank; so the file
+    says each layer's rank and alpha.
+
+    Raises:
+        PersresError: the residual does not fit these layers.
+    """
+    check_residual(residual, target_layers)
+    weights: dict[str, Tensor] = {}
+    for layer in target_layers:
+        down, up = _as_weights(residual, layer)
+        weights[f"unet.{layer.name}.lora_A.weight"] = down
+        weights[f"unet.{layer.name}.lora_B.weight"] = up
+    ranks = residual.ranks
+    common = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
+    others = {name: rank for name, rank in ranks.items() if rank != common}
+    config = {
+        "peft_type": "LORA",
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+    }
+    return _safetensors(weights, {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in config.items()})})
+
+
+def kohya_lora(residual: Residual, target_layers: Sequence[TargetLayer], *, title: str = "") -> bytes:
+    """A file for ComfyUI, A1111 and every other reader of kohya's names; Stable Diffusion 1.x and 2.x.
+
+    Raises:
+        PersresError: the residual does not fit these layers.
+    """
+    check_residual(residual, target_layers)
+    weights: dict[str, Tensor] = {}
+    for layer in target_layers:
+        key = "lora_unet_" + layer.name.replace(".", "_")
+        down, up = _as_weights(residual, layer)
+        weights |= {
+            f"{key}.lora_down.weight": down,
+            f"{key}.lora_up.weight": up,
+            f"{key}.alpha": down.new_tensor(float(down.shape[0])),
+        }
+    return _safetensors(weights, {"ss_network_module": "networks.lora", "modelspec.title": title})
+
+
+def textual_inversion(residual: Residual, token: str) -> bytes:
+    """A file for diffusers' `load_textual_inversion`: V*'s learned embedding under the name `token`.
+
+    Raises:
+        PersresError: V* was not trained, so the base model's own word is V* already.
+    """
+    if residual.identifier is None:
+        raise PersresError("V* was not trained with this residual", fix="use the identifier token's own word in prompts")
+    return _safetensors({token: residual.identifier[None].contiguous()}, {})
+
+
+def _as_weights(residual: Residual, layer: TargetLayer) -> tuple[Tensor, Tensor]:
+    """(down, up) shaped as the layer's own weights: [r, m, 1, 1] and [m, r, 1, 1] for a convolution."""
+    down, up = residual.b[layer.name].contiguous(), residual.a[layer.name].contiguous()
+    return (down[..., None, None], up[..., None, None]) if layer.kind == "conv" else (down, up)
+
+
+def _safetensors(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    return save(dict(weights), metadata={"format": "pt", **{key: value for key, value in metadata.items() if value}})

@@ -1,0 +1,80 @@
+"""Peers read our files: diffusers loads them and renders what our sampler renders with the residual everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load
+
+from persres.core.base_model import BaseModel
+from persres.core.errors import PersresError
+from persres.core.identifier_token import identifier_embedding
+from persres.core.lag_sampling import RenderRequest, SamplingSettings, render
+from persres.core.lora_export import (
+    DIFFUSERS_FILE,
+    TEXTUAL_INVERSION_FILE,
+    diffusers_lora,
+    kohya_lora,
+    textual_inversion,
+)
+from persres.core.residual import Residual, initialize_residual
+
+SETTINGS = SamplingSettings(steps=3, guidance_scale=4.0, batch_size=1)
+
+
+@pytest.fixture
+def residual(sd1: BaseModel) -> Residual:
+    """Ranks 10 and 12 in one residual, so that a common scale would show."""
+    plain = initialize_residual(sd1.target_layers, rank_fraction=0.3, a_std=0.3, seed=1)
+    v = identifier_embedding(sd1, "sks") + torch.randn(32, generator=torch.Generator().manual_seed(2))
+    return dataclasses.replace(plain, identifier=v)
+
+
+def ours(base: BaseModel, residual: Residual) -> np.ndarray:
+    request = RenderRequest("one", "mug", "a {concept} on grass", 0, 0, "residual", 7)
+    return render(base, {"one": residual}, [request], SETTINGS, identifier_token="sks")[0].image
+
+
+def theirs(folder: Path, weights: Path, prompt: str) -> np.ndarray:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    if (weights / TEXTUAL_INVERSION_FILE).exists():
+        pipeline.load_textual_inversion(weights, weight_name=TEXTUAL_INVERSION_FILE)
+    pipeline.load_lora_weights(weights, weight_name=DIFFUSERS_FILE)
+    noise = torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(7))[None]
+    image = pipeline(prompt, num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="np").images[0]
+    return (image * 255).round().astype(int)
+
+
+@pytest.mark.parametrize("file_format", ["diffusers", "kohya"])
+def test_diffusers_renders_what_we_render(sd1: BaseModel, tiny_folder: Path, residual: Residual, tmp_path, file_format):
+    lora = diffusers_lora if file_format == "diffusers" else kohya_lora
+    (tmp_path / DIFFUSERS_FILE).write_bytes(lora(residual, sd1.target_layers))
+    (tmp_path / TEXTUAL_INVERSION_FILE).write_bytes(textual_inversion(residual, "<mug-1>"))
+    difference = np.abs(ours(sd1, residual).astype(int) - theirs(tiny_folder, tmp_path, "a <mug-1> mug on grass"))
+    assert difference.max() <= 1
+
+
+def test_kohya_names_and_scale(sd1: BaseModel, residual: Residual):
+    weights = load(kohya_lora(residual, sd1.target_layers, title="mug-1"))
+    key = "lora_unet_down_blocks_0_attentions_0_proj_out"
+    rank = residual.ranks["down_blocks.0.attentions.0.proj_out"]
+    assert weights[f"{key}.lora_down.weight"].shape == (rank, 32, 1, 1)
+    assert weights[f"{key}.lora_up.weight"].shape == (32, rank, 1, 1)
+    assert weights[f"{key}.alpha"].item() == rank and len(weights) == 3 * len(sd1.target_layers)
+
+
+def test_linear_layers_keep_two_dimensions(sd2: BaseModel):
+    residual = initialize_residual(sd2.target_layers, rank_fraction=0.1, a_std=0.3, seed=1)
+    assert {tensor.ndim for tensor in load(diffusers_lora(residual, sd2.target_layers)).values()} == {2}
+
+
+def test_an_untrained_identifier_has_no_file(sd1: BaseModel, residual: Residual):
+    with pytest.raises(PersresError, match=r"V\* was not trained"):
+        textual_inversion(dataclasses.replace(residual, identifier=None), "<mug-1>")
