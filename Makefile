@@ -2,7 +2,6 @@
 # make test      the tests, without the slow ones
 # make test-all  every test
 # make lint      ruff and pyright
-# make bench     the benchmarks, on an otherwise idle machine
 # On a fresh clone each of them first makes .venv and installs into it what it needs.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +12,7 @@ WORKERS ?= 2
 # One OpenMP thread a process: two processes with two threads each wait for each other more than they work.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/installed
 	.venv/bin/persres-batch demo --out persres-demo
@@ -27,9 +26,6 @@ test-all: .venv/installed-dev
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/pyright
-
-bench: .venv/installed-dev
-	$(PYTEST) tests/benchmarks -m "" -s
 
 clean:
 	rm -rf .venv persres-demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -108,7 +108,7 @@ def find_target_layers(unet: UNet2DConditionModel) -> tuple[TargetLayer, ...]:
 
 def load_target_layers(path: str | Path) -> tuple[TargetLayer, ...]:
     """The target layers of a base model's folder, from its configuration alone: no weights are read."""
-    config = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
+    config: Any = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
     with torch.device("meta"):
         return find_target_layers(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 

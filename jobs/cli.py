@@ -155,6 +155,25 @@ def report(
     print(f"wrote {out}: {shown} concept{'' if shown == 1 else 's'} in the catalog")
 
 
+@app.command(help=cli_text.EXPORT)
+def export(
+    catalog: CatalogArgument,
+    concept_ids: Annotated[list[str], typer.Argument(metavar="CONCEPT…", help="Ids of committed concepts.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes, a folder a concept.")] = Path("export"),
+) -> None:
+    from ..pipeline.catalog_store import CatalogStore
+    from ..pipeline.residual_export import export_concept
+    from ..pipeline.shard_commit import read_committed
+
+    committed = read_committed(store := CatalogStore(catalog))
+    missing = [concept_id for concept_id in concept_ids if concept_id not in committed]
+    if missing:
+        raise _invalid(f"{catalog} holds no concept {', '.join(missing)}", "see `persres-batch status` for what it holds")
+    for concept_id in concept_ids:
+        for path in export_concept(store, committed[concept_id], out):
+            print(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: run a command and exit with its code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nothing here needs

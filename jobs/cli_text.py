@@ -63,6 +63,12 @@ REPORT = """Write one self-contained HTML page with a catalog's references, rend
 
 Example: [bold]persres-batch report s3://bucket/mugs --manifest mugs.parquet --out mugs.html[/bold]"""
 
+EXPORT = """Write committed residuals as files for other programs: diffusers, ComfyUI and A1111 (kohya), and V*'s embedding.
+
+They apply a residual everywhere in a picture; LAG needs this package.
+
+Example: [bold]persres-batch export s3://bucket/mugs mug-1 mug-2 --out loras[/bold]"""
+
 MANIFEST = "The manifest: a path or URI of a .parquet or .jsonl file."
 SPEC = "The run spec; `persres-batch init` writes one."
 CATALOG = "Where residuals and renderings are kept: a folder, or an s3://, gs:// or az:// URI."

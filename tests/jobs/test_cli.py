@@ -153,3 +153,9 @@ def test_the_store_of_a_catalog_is_what_status_reads(command, tmp_path):
     CatalogStore(str(tmp_path)).write("commits/20261122T190501Z-3fa9c1_train-1_001.json", b"{damaged")
     code, _, err = command("status", tmp_path)
     assert code == 1 and "damaged" in err and "Fix:" in err
+
+
+def test_export_names_the_concepts_it_does_not_find(command, tmp_path):
+    code, _, error = command("export", tmp_path / "catalog", "mug-1", "mug-2")
+    assert code == 2
+    assert "mug-1, mug-2" in error

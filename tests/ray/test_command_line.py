@@ -57,7 +57,12 @@ def wait_for(condition, seconds: float) -> None:
 
 def test_ctrl_c_then_submit_again(command, tmp_path):
     store = CatalogStore(str(tmp_path / "catalog"))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    # A test run in the background ignores Ctrl-C, and so would its children.
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
         wait_for(lambda: process.poll() is not None or Path(tmp_path, "catalog/commits").is_dir(), 200)
         process.send_signal(signal.SIGINT)

@@ -87,7 +87,7 @@ def test_a_run_and_its_refreshes(submit, tmp_path):
     documents = [path.removeprefix(f"{folder}/") for path in submit.store.list(folder)]
     assert documents == ["failures.json", "plan.json", "report.html", "spec.yaml", "summary.json"]
     plan = json.loads(submit.store.read(f"{folder}/plan.json"))
-    assert plan["train"] == ["a", "b", "c"] and plan["failed"] == ["bad"]
+    assert plan["train"] == ["a", "b", "c", "bad"] and plan["failed"] == []
 
     write_manifest(tmp_path, ["a", "b", "c"])
     before = submit.store.list("")
