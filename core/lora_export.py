@@ -75,7 +75,7 @@ def textual_inversion(residual: Residual, token: str) -> bytes:
         PersresError: V* was not trained, so the base model's own word is V* already.
     """
     if residual.identifier is None:
-        raise PersresError("V* was not trained with this residual", fix="use the identifier token's own word in prompts")
+        raise PersresError("V* was not trained with this residual", fix="use the identifier token itself in prompts")
     return _safetensors({token: residual.identifier[None].contiguous()}, {})
 
 

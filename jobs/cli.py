@@ -168,7 +168,7 @@ def export(
     committed = read_committed(store := CatalogStore(catalog))
     missing = [concept_id for concept_id in concept_ids if concept_id not in committed]
     if missing:
-        raise _invalid(f"{catalog} holds no concept {', '.join(missing)}", "see `persres-batch status` for what it holds")
+        raise _invalid(f"{catalog} holds no concept {', '.join(missing)}", "see `persres-batch status`")
     for concept_id in concept_ids:
         for path in export_concept(store, committed[concept_id], out):
             print(path)

@@ -63,7 +63,7 @@ REPORT = """Write one self-contained HTML page with a catalog's references, rend
 
 Example: [bold]persres-batch report s3://bucket/mugs --manifest mugs.parquet --out mugs.html[/bold]"""
 
-EXPORT = """Write committed residuals as files for other programs: diffusers, ComfyUI and A1111 (kohya), and V*'s embedding.
+EXPORT = """Write committed residuals as files for other programs: diffusers, ComfyUI and A1111; and V*'s embedding.
 
 They apply a residual everywhere in a picture; LAG needs this package.
 

@@ -40,5 +40,5 @@ def export_concept(store: CatalogStore, committed: CommittedConcept, out: Path) 
 
 
 def _hub_commit(revision: str) -> str | None:
-    """A Hub model is asked for at the commit it was trained on; folders and spriteworld have no revisions to ask for."""
+    """A Hub model is asked for at the commit it was trained on; folders and spriteworld have no revisions."""
     return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
