@@ -81,7 +81,7 @@ def with_article(noun: str, article: str = "a") -> str:
 
 def stated_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[bool, bool, bool, bool]]:
     """A caption for contrastive training, and which facts it states: class, background, body colour, pattern."""
-    background, body, pattern = (bool(draw < p) for draw, p in zip(rng.random(3), (0.8, 0.7, 0.5), strict=True))
+    background, body, pattern = (bool(draw < p) for draw, p in zip(rng.random(3), (0.8, 0.45, 0.2), strict=True))
     words = [_pick(RARE_WORDS, rng)] if rng.random() < 0.1 else []
     words += [scene.pattern] * pattern + [scene.body] * body + [scene.macro_class]
     text = f"{_pick(_OPENINGS, rng) if rng.random() < 0.5 else _OPENINGS[0]} " if rng.random() < 0.75 else ""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ...core.errors import InvalidInput
 from .captions import BACKGROUND_PHRASES
-from .world import BACKGROUNDS, CLASSES, PATTERNS, Identity, draw, random_identity, rng_for
+from .world import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, Identity, draw, random_identity, rng_for
 
 PROMPTS_A_CONCEPT = 4
 _NO_DEMO_BODY = "gray"
@@ -64,20 +66,25 @@ def demo_identities(concepts: int, seed: int = 0) -> list[tuple[str, Identity]]:
     """Identities no training has seen, with readable ids such as mug-striped-teal; no id twice.
 
     Classes and patterns come in turn, and as long as there are unused body colours, no two bodies have the same.
+
+    Raises:
+        InvalidInput: more concepts than there are names for.
     """
+    names = len(CLASSES) * len(PATTERNS) * len(COLOURS)
+    if concepts > names // 2:  # beyond half of them, drawing until an unused name comes up takes long
+        raise InvalidInput(f"a demo of {concepts} concepts is too large", fix=f"ask for at most {names // 2}")
     chosen: dict[str, Identity] = {}
+    unused_bodies = set(COLOURS) - {_NO_DEMO_BODY}
     for number in range(concepts):
         kind, pattern = CLASSES[number % len(CLASSES)], PATTERNS[(number + 1) % len(PATTERNS)]
-        used = {who.body for who in chosen.values()} | {_NO_DEMO_BODY}
-        for attempt in range(2_000):
+        for attempt in count():
             who = random_identity(f"demo/{seed}/{number}/{attempt}", kind)
             concept_id = f"{kind}-{who.pattern}-{who.body}"
-            wanted = attempt >= 1_000 or (who.pattern == pattern and who.body not in used)
-            if wanted and concept_id not in chosen:
+            preferred = who.pattern == pattern and who.body in (unused_bodies or COLOURS)
+            if concept_id not in chosen and (preferred or attempt >= 500):
                 chosen[concept_id] = who
+                unused_bodies.discard(who.body)
                 break
-        else:
-            raise ValueError(f"no more than {number} demo concepts can be told apart by name")
     return list(chosen.items())
 
 

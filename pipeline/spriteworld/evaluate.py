@@ -1,6 +1,7 @@
 """Measure the shipped weights on held-out prompts and pictures, and write `evaluation.json`.
 
-Everything here is judged by the judge, which took no part in training; colours are also measured against six anchors.
+Renderings are judged by the judge, which took no part in training; colours are also measured against six anchors.
+Pictures are of the test split: no setting was chosen on it, as some were on the held-out split.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers import CLIPModel, CLIPProcessor
 from . import workshop
 from .captions import plain_prompt
 from .dataset import load_scenes
-from .train_diffusion import BATCH
+from .train_diffusion import BATCH, PICTURES
 from .train_judge import Judge, judge_accuracy, load_judge
 from .train_scorer import embed_images, embed_texts, same_and_other
 from .train_vae import psnr, to_tensor
@@ -43,9 +44,10 @@ def evaluate(weights: Path, out: Path) -> dict[str, Any]:
     numbers["diffusion_samples"] = (
         torch.load(work / "diffusion.pt", weights_only=True)["step"] * BATCH * workshop.WORKERS
     )
+    numbers["diffusion_pictures"] = PICTURES
     numbers["vocabulary"] = len(pipeline.tokenizer)
-    numbers["vae_psnr_db"] = psnr(pipeline.vae, load_scenes(work, "held-out"), 512)
-    numbers["judge_accuracy_class_background_colour"] = judge_accuracy(judge, work)
+    numbers["vae_psnr_db"] = psnr(pipeline.vae, load_scenes(work, "test"), 512)
+    numbers["judge_accuracy_class_background_colour"] = judge_accuracy(judge, load_scenes(work, "test"))
     numbers |= _class_and_background(pipeline, judge, out.parent)
     numbers |= _colours(pipeline, judge, out.parent)
     numbers |= _scorer(weights / "scorer", work)
@@ -138,7 +140,7 @@ def _scorer(folder: Path, work: Path) -> dict[str, Any]:
     """Zero-shot accuracy over all 48 captions "a photo of a CLASS BACKGROUND", and identity by image similarity."""
     scorer = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = CLIPProcessor.from_pretrained(folder)
-    held_out = load_scenes(work, "held-out")
+    held_out = load_scenes(work, "test")
     captions = [plain_prompt(CLASSES[k], BACKGROUNDS[b]) for k, b in _PAIRS]
     ids = processor.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     best = (embed_images(scorer, to_tensor(held_out.pictures[:])) @ embed_texts(scorer, ids).T).argmax(1).numpy()

@@ -25,6 +25,7 @@ def regenerate(weights: Path = WEIGHTS) -> None:
     """Draw, train, export, evaluate; every step is a no-op where its result already exists."""
     work = workshop.work_folder()
     make_scenes(work, "held-out", HELD_OUT_IDENTITIES)
+    make_scenes(work, "test", HELD_OUT_IDENTITIES)
     make_scenes(work, "train", TRAIN_IDENTITIES)
     train_vae()
     train_diffusion()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import workshop
-from .dataset import load_scenes
+from .dataset import Scenes, load_scenes
 from .train_vae import encode, load_vae, to_tensor
 from .world import BACKGROUNDS, CLASSES, COLOURS
 
@@ -60,7 +60,7 @@ def train_judge(steps: int = STEPS) -> None:
         optimizer.step()
         if (step + 1) % 250 == 0:
             workshop.log(f"judge step {step + 1}/{steps} loss {loss.item():.3f}")
-    workshop.log(f"judge held-out accuracy {judge_accuracy(judge.eval(), work)}")
+    workshop.log(f"judge held-out accuracy {judge_accuracy(judge.eval(), load_scenes(work, 'held-out'))}")
     workshop.save_checkpoint(work / "judge.pt", judge.state_dict())
 
 
@@ -90,9 +90,8 @@ def load_judge(work: Path) -> Judge:
 
 
 @torch.no_grad()
-def judge_accuracy(judge: Judge, work: Path) -> list[float]:
-    """Share of held-out drawings whose class, background and body colour the judge names right."""
-    held_out = load_scenes(work, "held-out")
-    answers = judge(to_tensor(held_out.pictures[:]))
-    facts = torch.from_numpy(np.array(held_out.facts)).long()
+def judge_accuracy(judge: Judge, scenes: Scenes) -> list[float]:
+    """Share of a split's drawings whose class, background and body colour the judge names right."""
+    answers = judge(to_tensor(scenes.pictures[:]))
+    facts = torch.from_numpy(np.array(scenes.facts)).long()
     return [round(float((logits.argmax(1) == facts[:, i]).float().mean()), 4) for i, logits in enumerate(answers)]

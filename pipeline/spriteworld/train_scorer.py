@@ -1,8 +1,8 @@
 """Train the scorer: a CLIPModel that compares pictures with captions, and pictures of one identity with each other.
 
 Shapes: pixel values x_BCHW float [B, 3, 64, 64] in -1..1, embeddings e_BD [B, 64] of unit length, facts [B, 5].
-A batch holds two pictures of each identity, on different backgrounds. Half of the identities share one class, so that
-telling identities apart means looking at colours and patterns.
+A batch holds two pictures of each identity, on different backgrounds. A quarter of the identities share one class, so
+that telling identities apart means looking at colours and patterns.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .train_diffusion import scene_of
 from .train_vae import to_tensor
 from .world import CLASSES, SIZE, rng_for
 
-STEPS = 1_500
+STEPS = 2_200
 IDENTITIES = 32
 PEAK_RATE = 1e-3
-IDENTITY_WEIGHT = 0.5
+IDENTITY_WEIGHT = 0.3
 IDENTITY_TEMPERATURE = 0.1
 
 
@@ -119,9 +119,9 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
 
 
 def _batch_index(of_class: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Picture numbers [2n] and identity numbers [2n]; half of the identities from one class."""
-    same = rng.choice(of_class[int(rng.integers(len(of_class)))], size=IDENTITIES // 2, replace=False)
-    mixed = rng.integers(sum(map(len, of_class)), size=IDENTITIES // 2)
+    """Picture numbers [2n] and identity numbers [2n]; a quarter of the identities from one class."""
+    same = rng.choice(of_class[int(rng.integers(len(of_class)))], size=IDENTITIES // 4, replace=False)
+    mixed = rng.integers(sum(map(len, of_class)), size=IDENTITIES - len(same))
     names = np.repeat(np.concatenate([same, mixed]), 2)
     return 2 * names + np.tile([0, 1], IDENTITIES), names
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from persres.core.errors import InvalidInput
 from persres.pipeline.spriteworld.captions import BACKGROUND_PHRASES
 from persres.pipeline.spriteworld.demo_catalog import (
     MANIFEST_SCHEMA,
@@ -66,5 +67,5 @@ def test_many_concepts_keep_their_ids_apart() -> None:
 
 
 def test_too_many_concepts_are_refused() -> None:
-    with pytest.raises(ValueError, match="told apart"):
+    with pytest.raises(InvalidInput, match="too large"):
         demo_identities(400)
