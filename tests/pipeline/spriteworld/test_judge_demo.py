@@ -1,0 +1,66 @@
+"""The judge knows the truth: true drawings score high, the references' background and other identities low."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from persres.core.errors import InvalidInput
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.fingerprint import Fingerprints
+from persres.pipeline.manifest import read_manifest
+from persres.pipeline.plan import PlannedConcept
+from persres.pipeline.spriteworld.demo_catalog import identity_from_json, write_demo
+from persres.pipeline.spriteworld.judge_demo import background_asked_for, judge_catalog
+from persres.pipeline.spriteworld.showcase import showcase
+from persres.pipeline.spriteworld.world import draw, random_identity
+
+from ..catalog_samples import commit, png, rendering_rows_of, shard_of
+
+
+def picture_of(variant: str, row, template: str) -> np.ndarray:
+    """base: another sprite in the right place; residual: the right sprite where its references are; lag: the truth."""
+    who, asked = identity_from_json(row.metadata["identity"]), background_asked_for(template)
+    if variant == "base":
+        return draw(random_identity("somebody else", row.macro_class), asked, "any")[0]
+    return draw(who, row.metadata["reference_background"] if variant == "residual" else asked, "any")[0]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo folder whose catalog holds drawings instead of renderings, so that the right scores are known."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder, concepts=3)
+    concepts, rows = [], []
+    for row in read_manifest(str(folder / "manifest.parquet"), default_prompts=()).rows:
+        concept = PlannedConcept(row, Fingerprints("t1", "r1"))
+        concepts.append(concept)
+        rows += [
+            dataclasses.replace(sample, image=png(picture_of(sample.variant, row, sample.prompt_template)))
+            for sample in rendering_rows_of(concept, variants=("base", "residual", "lag"))
+        ]
+    commit(CatalogStore(str(folder / "catalog")), shard_of(*concepts), renderings=rows)
+    return folder
+
+
+def test_every_variant_gets_the_scores_it_deserves(demo: Path):
+    base, residual, lag = judge_catalog(str(demo / "catalog"), str(demo / "manifest.parquet"))
+    assert [one.variant for one in (base, residual, lag)] == ["base", "residual", "lag"]
+    assert base.images == residual.images == lag.images == 12
+    assert lag.identity > 0.75 and lag.identity > base.identity + 0.3
+    assert base.background == lag.background == 1.0 and residual.background == 0.0
+    assert lag.prompt > residual.prompt
+
+
+def test_the_showcase_has_a_row_a_concept(demo: Path):
+    two, three = showcase(demo, concepts=2), showcase(demo, concepts=3)
+    assert two.width == three.width and three.height > two.height
+    assert np.asarray(three).std() > 10
+
+
+def test_a_prompt_without_a_background_of_this_world_cannot_be_judged():
+    with pytest.raises(InvalidInput, match="names no background"):
+        background_asked_for("a photo of a {concept} on the moon")
