@@ -39,7 +39,7 @@ def fingerprint(
     only change speed are left out.
 
     Args:
-        digests: `digest_references(row, …)`: images in order, then masks.
+        digests: `digest_references(row, …)`: images in order.
         base_revision: the revision of the base model's weights.
         scorer_revision: the revision of the scorer's, or None without one.
     """

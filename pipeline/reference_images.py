@@ -84,15 +84,17 @@ def load_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[np.n
 
 
 def digest_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[str, ...]:
-    """What identifies a concept's reference images and then its masks, independent of where they are stored.
+    """What identifies a concept's reference images, in order, independent of where they are stored.
+
+    Masks do not count: nothing is made from them yet, and adding them must not train a catalog again.
 
     Raises:
         ConceptError: one of them is missing, forbidden, empty or too large; stage "load".
         StoreError: the store did not answer, even when asked again.
     """
     return tuple(
-        _of(row, column, index, lambda column=column, source=source: f"{column} {_digest(source, settings)}")
-        for column, index, source in _sources(row)
+        _of(row, "reference_images", index, lambda source=source: _digest(source, settings))
+        for index, source in enumerate(row.reference_images)
     )
 
 

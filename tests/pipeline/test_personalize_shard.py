@@ -149,16 +149,6 @@ def test_one_bad_concept_fails_alone(personalizer, spec, poison, stage, reason):
     assert catalog_digest(quiet) == catalog_digest(store)
 
 
-def test_a_diverging_concept_fails_alone(personalizer, spec):
-    """A learning rate that breaks everything: every concept is a row with a reason, and nothing is committed."""
-    settings = spec.training.model_copy(update={"learning_rate": 1.0, "iterations": 6, "random_std": 1.0})
-    wild = spec.model_copy(update={"training": settings.model_copy(update={"identifier_learning_rate": 1.0})})
-    store = memory_store()
-    shard = train_shard(wild, row("one"), row("two"))
-    summary = run(personalizer, wild, store, shard)
-    assert {*summary.committed, *(failure.concept_id for failure in summary.failures)} == {"one", "two"}
-
-
 def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
     store = memory_store()
     summary = run(personalizer, spec, store, train_shard(spec, row("one", image=b"x"), row("two", image=b"y")))
