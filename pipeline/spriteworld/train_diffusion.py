@@ -133,12 +133,7 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
         noisy = scheduler.add_noise(z_BCHW, noise, t)  # type: ignore[arg-type]
         target = scheduler.get_velocity(z_BCHW, noise, t)  # type: ignore[arg-type]
         loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=text(ids)[0]).sample, target)
-        optimizer.zero_grad()
-        loss.backward()
-        workshop.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        workshop.update_average(average, parameters, step, EMA_KEEP)
+        workshop.descend(loss, optimizer, parameters, average, step, EMA_KEEP)
         running = loss.item() if step == start else 0.98 * running + 0.02 * loss.item()
         if rank == 0 and (step + 1) % 50 == 0:
             workshop.log(f"diffusion step {step + 1}/{steps} loss {running:.4f}")
@@ -182,9 +177,7 @@ def export_pipeline(checkpoint: Path, folder: Path) -> None:
     tokenizer = build_tokenizer()
     unet, text = new_unet(), new_text_encoder(tokenizer)
     average = torch.load(checkpoint, weights_only=True)["average"]
-    with torch.no_grad():
-        for p, a in zip(nn.ModuleList([unet, text]).parameters(), average, strict=True):
-            p.copy_(a)
+    workshop.take_average(nn.ModuleList([unet, text]).parameters(), average)
     vae = load_vae(work)
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),

@@ -99,12 +99,7 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
         images = embed_images(scorer, _disturb(to_tensor(scenes.pictures[index]), rng))
         loss = _caption_loss(scorer, images, embed_texts(scorer, ids), facts, np.array(stated))
         loss = loss + IDENTITY_WEIGHT * _identity_loss(images, torch.from_numpy(names))
-        optimizer.zero_grad()
-        loss.backward()
-        workshop.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        workshop.update_average(average, parameters, step, 0.998)
+        workshop.descend(loss, optimizer, parameters, average, step, 0.998)
         if rank == 0 and (step + 1) % 200 == 0:
             workshop.log(f"scorer step {step + 1}/{steps} loss {loss.item():.3f}")
             kept = {
@@ -154,9 +149,7 @@ def _identity_loss(images: Tensor, names: Tensor) -> Tensor:
 def load_scorer(work: Path) -> CLIPModel:
     scorer = new_scorer()
     average = torch.load(work / "scorer.pt", weights_only=True)["average"]
-    with torch.no_grad():
-        for p, a in zip(scorer.parameters(), average, strict=True):
-            p.copy_(a)
+    workshop.take_average(scorer.parameters(), average)
     return scorer.eval()
 
 

@@ -73,12 +73,7 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
         x = _batch(scenes, np.random.default_rng((17, rank, step)), whole=step >= WHOLE_FROM * steps)
         workshop.set_rate(optimizer, workshop.learning_rate(step, steps, PEAK_RATE, warm=100, hold=0.4))
         loss = _loss(vae, x, torch.Generator().manual_seed(step * workers + rank))
-        optimizer.zero_grad()
-        loss.backward()
-        workshop.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        workshop.update_average(average, parameters, step, 0.998)
+        workshop.descend(loss, optimizer, parameters, average, step, 0.998)
         if rank == 0 and (step + 1) % 250 == 0:
             kept = {"step": step + 1, "vae": vae.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             workshop.save_checkpoint(work / "vae-last.pt", kept)
@@ -110,9 +105,7 @@ def _difference(y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 
 def _finish(vae: AutoencoderKL, average: list[Tensor], work: Path) -> None:
-    with torch.no_grad():
-        for p, a in zip(vae.parameters(), average, strict=True):
-            p.copy_(a)
+    workshop.take_average(vae.parameters(), average)
     held_out = load_scenes(work, "held-out")
     means, _ = encode(vae, held_out.pictures[:512])
     scaling = 1.0 / float(means.std())
@@ -141,18 +134,11 @@ def _refine(rank: int, workers: int, work: Path, steps: int) -> None:
         z_BCHW = torch.from_numpy((means[index] + noise * stds[index]).astype(np.float32))
         workshop.set_rate(optimizer, workshop.learning_rate(step, steps, REFINE_RATE, warm=50, hold=0.3))
         loss = _difference(vae.decode(z_BCHW).sample, to_tensor(pictures[index]))  # type: ignore[union-attr]
-        optimizer.zero_grad()
-        loss.backward()
-        workshop.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        workshop.update_average(average, parameters, step, 0.998)
+        workshop.descend(loss, optimizer, parameters, average, step, 0.998)
         if rank == 0 and (step + 1) % 250 == 0:
             workshop.log(f"decoder step {step + 1}/{steps} loss {loss.item():.4f}")
     if rank == 0:
-        with torch.no_grad():
-            for p, a in zip(parameters, average, strict=True):
-                p.copy_(a)
+        workshop.take_average(parameters, average)
         workshop.log(f"vae psnr with the refined decoder {psnr(vae, load_scenes(work, 'held-out'), 512):.2f} dB")
         workshop.save_checkpoint(work / "vae-refined.pt", {**kept, "vae": vae.state_dict()})
 

@@ -68,6 +68,30 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def descend(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    average: Iterable[Tensor],
+    step: int,
+    keep: float,
+) -> None:
+    """One step down the mean gradient of all workers, clipped to norm 1; then the moving average follows."""
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(parameters)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    update_average(average, parameters, step, keep)
+
+
+@torch.no_grad()
+def take_average(parameters: Iterable[Tensor], average: Iterable[Tensor]) -> None:
+    """Put the averaged weights in the place of the running ones."""
+    for p, a in zip(parameters, average, strict=True):
+        p.copy_(a)
+
+
 @torch.no_grad()
 def update_average(average: Iterable[Tensor], current: Iterable[Tensor], step: int, keep: float) -> None:
     """Exponential moving average of weights, in place; a young average forgets faster."""
