@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +29,6 @@ class Concept:
     references: tuple[np.ndarray, ...]
     prompts: tuple[str, ...] = ()
     seed: int = 0
-    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def derive_seed(run_seed: int, concept_id: str, purpose: str) -> int:

@@ -159,6 +159,8 @@ def _render_batch(
     )
     scheduler = make_scheduler(base, settings)
     latents = _initial_noise(base, padded, settings) * scheduler.init_noise_sigma
+    # Observed also when no image of this batch is localized: diffusers' own processors round differently, and an
+    # image's bits must not depend on what its neighbours ask for.
     with observed(base, localization), attached(base, bank, localization):
         for step, timestep in enumerate(scheduler.timesteps):
             model_input = scheduler.scale_model_input(latents, timestep).to(base.dtype)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ConceptFailure, InvalidInput, ManifestInvalid
 from ..pipeline.catalog_lease import lease_holder
 from ..pipeline.catalog_store import CatalogStore
+from ..pipeline.commit_record import newest_per_concept
 from ..pipeline.manifest import ManifestRow, read_manifest
 from ..pipeline.reference_images import ReferenceSettings, load_references
 from ..pipeline.report import build_report
 from ..pipeline.run_accounting import RunSummary
-from ..pipeline.shard_commit import newest_per_concept, read_records
+from ..pipeline.shard_commit import read_records
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..core.base_model import BaseModel, load_base_model
 from ..core.concept import Concept, derive_seed, expand_template
-from ..core.errors import ConceptError, ConceptFailure
+from ..core.errors import ConceptError, ConceptFailure, PersresError
 from ..core.identifier_token import identifier_id, tokenize_concept_prompt
 from ..core.lag_sampling import Rendering, RenderRequest, render
 from ..core.latents import encode_references
@@ -144,9 +144,11 @@ class _ShardWork:
     on_progress: Callable[[ShardProgress], None]
     failures: dict[str, ConceptFailure] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, PlannedConcept] = field(init=False)
     _phase: Phase = "load"
 
     def __post_init__(self) -> None:
+        self.planned = {planned.concept_id: planned for planned in self.shard.concepts}
         training, sampling = self.spec.training, self.spec.sampling
         concepts = self.shard.concepts
         packs = -(-len(concepts) // training.pack_size) if self.shard.kind == "train" else 0
@@ -195,9 +197,7 @@ def _load_concept(work: _ShardWork, planned: PlannedConcept) -> Concept:
     # A worker that only renders needs the references too where it scores: identity is measured against them.
     wanted = work.shard.kind == "train" or work.personalizer.scorer is not None
     references = load_references(row, spec.references) if wanted else ()
-    concept = Concept(
-        row.concept_id, row.macro_class, references, tuple(row.prompts), row.seed_for(spec.seed), dict(row.metadata)
-    )
+    concept = Concept(row.concept_id, row.macro_class, references, tuple(row.prompts), row.seed_for(spec.seed))
     tokenizer = work.personalizer.base.tokenizer
     for template in (spec.training.prompt, *concept.prompts):  # a prompt that does not fit must not reach a pack
         tokenize_concept_prompt(tokenizer, template, spec.training.identifier_token, concept.macro_class)
@@ -235,14 +235,20 @@ def _train(work: _ShardWork, concepts: Sequence[Concept]) -> dict[str, tuple[Tra
 
 def _committed_residuals(work: _ShardWork, concepts: Sequence[Concept], store: CatalogStore) -> dict[str, Residual]:
     """The residuals that an earlier run committed, for concepts that only need rendering."""
-    held = {planned.concept_id: planned.committed for planned in work.shard.concepts}
     residuals = {}
     for concept in concepts:
-        committed = held[concept.concept_id]
+        committed = work.planned[concept.concept_id].committed
         assert committed is not None, "plan_run gives every render-only concept its committed residual"
-        residual = Residual.from_bytes(read_residual(store, committed))
-        check_residual(residual, work.personalizer.base.target_layers)
-        residuals[concept.concept_id] = residual
+        blob = read_residual(store, committed)
+        try:
+            residual = Residual.from_bytes(blob)
+            check_residual(residual, work.personalizer.base.target_layers)
+        except PersresError as error:
+            work.fail(
+                ConceptFailure(concept.concept_id, "load", f"committed residual: {error.message}", error.fix or "")
+            )
+        else:
+            residuals[concept.concept_id] = residual
     return residuals
 
 
@@ -302,7 +308,7 @@ def _score(
 
 
 def _residual_row(work: _ShardWork, result: TrainedResidual, seconds: float) -> ResidualRow:
-    planned = _planned(work, result.concept_id)
+    planned = work.planned[result.concept_id]
     base, settings = work.personalizer.base, work.spec.training
     blob = result.residual.to_bytes(
         {
@@ -334,7 +340,7 @@ def _residual_row(work: _ShardWork, result: TrainedResidual, seconds: float) -> 
 
 def _rendering_row(work: _ShardWork, rendering: Rendering, scores: QualityScores | None) -> RenderingRow:
     request, settings = rendering.request, work.spec.sampling
-    planned = _planned(work, request.concept_id)
+    planned = work.planned[request.concept_id]
     height, width = rendering.image.shape[:2]
     return RenderingRow(
         concept_id=request.concept_id,
@@ -356,10 +362,6 @@ def _rendering_row(work: _ShardWork, rendering: Rendering, scores: QualityScores
         identity_score=scores.identity if scores else None,
         passed=scores.passed if scores else None,
     )
-
-
-def _planned(work: _ShardWork, concept_id: str) -> PlannedConcept:
-    return next(planned for planned in work.shard.concepts if planned.concept_id == concept_id)
 
 
 def _png(picture: np.ndarray) -> bytes:

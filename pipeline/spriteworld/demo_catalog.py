@@ -33,8 +33,8 @@ RUN_SPEC = """\
 # How to personalize and render. Everything not said here has a default; `persres-batch init` writes all of it.
 base_model: spriteworld    # the small drawn world that this package carries
 training:
-  # Ranks are 3 and 5 here, a twentieth of Stable Diffusion's: the paper's learning rate of 0.001 is too weak for them,
-  # and V* carries much of the identity. docs/experiment-log.md has the comparison.
+  # Ranks are 3 and 5 here, 16 to 64 on Stable Diffusion: the paper's learning rate of 0.001 did little, and training V*
+  # helped. docs/experiment-log.md has the figures.
   learning_rate: 0.01
   initialization: zero
   train_identifier: true

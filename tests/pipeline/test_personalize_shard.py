@@ -30,7 +30,7 @@ from persres.pipeline.run_spec import RunSpec
 from persres.pipeline.shard_commit import read_committed, read_renderings, read_residual_row
 
 from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
-from .catalog_samples import drawing, memory_store, png
+from .catalog_samples import commit, drawing, memory_store, png, residual_row
 
 PROMPTS = ("a {concept} on grass", "a {concept} in the snow")
 
@@ -147,6 +147,20 @@ def test_one_bad_concept_fails_alone(personalizer, spec, poison, stage, reason):
     [failure] = summary.failures
     assert (failure.concept_id, failure.stage) == ("two", stage) and reason in failure.reason and failure.fix
     assert catalog_digest(quiet) == catalog_digest(store)
+
+
+def test_a_damaged_residual_fails_its_concept_alone(personalizer, spec):
+    """Rendering again from what was committed: the concept whose blob is no residual is a row with a reason."""
+    store = memory_store()
+    run(personalizer, spec, store, train_shard(spec, row("one")))
+    broken = planned(spec, row("two"))
+    commit(store, Shard.of("train", [broken]), residuals=[residual_row(broken)])  # its blob is not safetensors
+    edited = [planned(spec, row(name, prompts=PROMPTS[:1])) for name in ("one", "two")]
+    plan = plan_run(edited, (), read_committed(store))
+    summary = run(personalizer, spec, store, Shard.of("render", plan.render_only), "20260102T000000Z-aaaaaa")
+    assert summary.committed == ("one",)
+    [failure] = summary.failures
+    assert (failure.concept_id, failure.stage) == ("two", "load") and "not a residual" in failure.reason
 
 
 def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
