@@ -17,16 +17,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from .base_model import BaseModel
+from .text_attention import TextKeysValues, project_out, split_heads
+
+_ALIGNED = 8
+"""Fused kernels want head widths that are multiples of this."""
 
 
 def attend_and_locate(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-attention's output, and the share of every position's attention that falls on the concept.
-
-    The probabilities are computed once and used twice. Prompts are short, so they fit in memory at every resolution.
 
     Args:
         query: [S, heads, N, d]; key, value: [S, heads, L, d].
@@ -35,9 +38,36 @@ def attend_and_locate(query: Tensor, key: Tensor, value: Tensor, concept_tokens:
     Returns:
         The output [S, heads, N, d], and A_C [S, N] float32 in [0, 1].
     """
-    probabilities = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(dim=-1)
-    concept_attention = torch.einsum("shnl,sl->sn", probabilities, concept_tokens) / query.shape[1]
+    return (attend_with_indicator if query.is_cuda else attend_explicitly)(query, key, value, concept_tokens)
+
+
+def attend_explicitly(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """`attend_and_locate` with the probabilities computed once, kept in float32 and used twice.
+
+    Prompts are short, so on a CPU this costs no more than a fused kernel.
+    """
+    samples, heads, positions, width = query.shape
+    probabilities = (query @ key.transpose(-1, -2) * width**-0.5).float().softmax(dim=-1)
+    on_concept = torch.bmm(probabilities.flatten(1, 2), concept_tokens[:, :, None])  # [S, heads N, 1]
+    concept_attention = on_concept.view(samples, heads, positions).mean(dim=1)
     return probabilities.to(value.dtype) @ value, concept_attention
+
+
+def attend_with_indicator(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """`attend_and_locate` inside a fused attention kernel, which never writes the probabilities to memory.
+
+    One more channel of the values holds the indicator of C, so attention's own weighted sum puts A_C into that channel
+    of the output. Queries and keys get zeros there, which change no product.
+    """
+    width = query.shape[-1]
+    indicator = concept_tokens.to(value.dtype)[:, None, :, None].expand(-1, value.shape[1], -1, 1)
+    output = F.scaled_dot_product_attention(
+        F.pad(query, (0, _ALIGNED)),
+        F.pad(key, (0, _ALIGNED)),
+        torch.cat((value, F.pad(indicator, (0, _ALIGNED - 1))), dim=-1),
+        scale=width**-0.5,
+    )
+    return output[..., :width], output[..., width].float().mean(dim=1)
 
 
 def binarize(concept_attention: Tensor, quantile: float = 0.5) -> Tensor:
@@ -93,6 +123,7 @@ class LocatingAttnProcessor:
     def __init__(self, transformer: str, localization: ConceptLocalization) -> None:
         self.transformer = transformer
         self.localization = localization
+        self.keys_values = TextKeysValues(keep=True)  # the prompts are the same in every denoising step
 
     def __call__(
         self,
@@ -102,18 +133,11 @@ class LocatingAttnProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        samples = hidden_states.shape[0]
-
-        def heads(projected: Tensor) -> Tensor:
-            return projected.view(samples, projected.shape[1], attn.heads, -1).transpose(1, 2)
-
-        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None  # a cross-attention has them
-        query = heads(attn.to_q(hidden_states))
-        key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        key, value = self.keys_values.of(attn, encoder_hidden_states)
         output, concept_attention = attend_and_locate(query, key, value, self.localization.concept_tokens)
         self.localization.observe(self.transformer, concept_attention)
-        output = output.transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](output))
+        return project_out(attn, output)
 
 
 @contextmanager

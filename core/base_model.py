@@ -1,4 +1,4 @@
-"""The frozen text-to-image model that every concept shares: tokenizer, text encoder, VAE, UNet and noise schedule."""
+"""The frozen text-to-image model that every concept shares: tokenizers, text encoders, VAE, UNet, noise schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .errors import InvalidInput
 
@@ -41,11 +41,12 @@ class TargetLayer:
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """A Stable-Diffusion-shaped latent diffusion model, frozen and in eval mode.
+    """A Stable-Diffusion-shaped latent diffusion model (1.x, 2.x or XL), frozen and in eval mode.
 
     Attributes:
         name: what the run spec called it.
         revision: the commit or content digest that pins its weights.
+        tokenizer_2, text_encoder_2: the second of SDXL's, else None.
     """
 
     name: str
@@ -56,6 +57,8 @@ class BaseModel:
     unet: UNet2DConditionModel
     noise_schedule: DDPMScheduler
     scheduler_config: dict[str, Any]
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
 
     @property
     def device(self) -> torch.device:
@@ -113,9 +116,9 @@ def load_target_layers(path: str | Path) -> tuple[TargetLayer, ...]:
         return find_target_layers(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
-def load_tokenizer(path: str | Path) -> CLIPTokenizer:
+def load_tokenizer(path: str | Path, subfolder: str = "tokenizer") -> CLIPTokenizer:
     """The tokenizer alone, for checking prompts without loading any weights."""
-    return CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", local_files_only=True)
+    return CLIPTokenizer.from_pretrained(path, subfolder=subfolder, local_files_only=True)
 
 
 def load_base_model(
@@ -126,9 +129,9 @@ def load_base_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> BaseModel:
-    """Load a diffusers pipeline folder of Stable Diffusion 1.x or 2.x shape.
+    """Load a diffusers pipeline folder of Stable Diffusion 1.x, 2.x or XL shape.
 
-    The UNet and the text encoder get `dtype`; the VAE stays in float32, since half-precision VAEs are known for black
+    The UNet and the text encoders get `dtype`; the VAE stays in float32, since half-precision VAEs are known for black
     images and it runs once an image. Only safetensors weights are read: a pickle can run code.
 
     Raises:
@@ -144,6 +147,9 @@ def load_base_model(
         tokenizer = load_tokenizer(path)
         schedule: Any = DDPMScheduler.from_pretrained(path, subfolder="scheduler", local_files_only=True)
         text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+        is_xl = (Path(path) / "text_encoder_2").is_dir()
+        tokenizer_2 = load_tokenizer(path, "tokenizer_2") if is_xl else None
+        text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", dtype) if is_xl else None
         vae = _torch_dtype_part(AutoencoderKL, path, "vae", torch.float32)
         unet = _torch_dtype_part(UNet2DConditionModel, path, "unet", dtype)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -152,9 +158,12 @@ def load_base_model(
             fix="give a diffusers Stable Diffusion folder with tokenizer, text_encoder, vae, unet and scheduler, "
             "its weights as .safetensors",
         ) from error
-    for module in (text_encoder, vae, unet):
+    for module in filter(None, (text_encoder, text_encoder_2, vae, unet)):
         module.to(device).eval().requires_grad_(False)
-    return BaseModel(name, revision, tokenizer, text_encoder, vae, unet, schedule, dict(schedule.config))
+    # A convolution answers in its weights' layout; with channels last, pictures become attention's sequences uncopied.
+    unet.to(memory_format=torch.channels_last)
+    config = dict(schedule.config)
+    return BaseModel(name, revision, tokenizer, text_encoder, vae, unet, schedule, config, tokenizer_2, text_encoder_2)
 
 
 def _torch_dtype_part(cls: Any, path: str | Path, subfolder: str, dtype: torch.dtype) -> Any:

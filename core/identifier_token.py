@@ -7,7 +7,7 @@ table is shared by every concept on the worker, so each prompt's own embedding i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -100,17 +100,17 @@ def identifier_embedding(base: BaseModel, identifier_token: str) -> Tensor:
 
 
 def encode_prompts(base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor | None = None) -> Tensor:
-    """[P, L, D]: the text encoder's states, the conditioning of the UNet.
+    """[P, L, D]: the (first) text encoder's states as the UNet reads them: in SDXL those before the last layer.
 
     Args:
         identifiers: [P, D] embeddings laid over the position of V* in each prompt; a prompt without V* ignores its row.
             Gradients flow to them. None leaves the base model's own embedding of the word in place.
     """
     ids = torch.tensor([prompt.ids for prompt in prompts], device=base.device)
-    if identifiers is None:
-        return base.text_encoder(ids).last_hidden_state
-    with _identifiers_laid_over(base, prompts, identifiers):
-        return base.text_encoder(ids).last_hidden_state
+    with nullcontext() if identifiers is None else _identifiers_laid_over(base, prompts, identifiers):
+        if base.text_encoder_2 is None:
+            return base.text_encoder(ids).last_hidden_state
+        return base.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
 
 
 @contextmanager

@@ -22,20 +22,20 @@ from torch import Tensor
 
 from .attention_localization import ConceptLocalization, observed
 from .base_model import BaseModel
+from .batching import batches
 from .concept import expand_template
 from .identifier_token import (
     TokenizedPrompt,
     concept_token_mask,
-    encode_prompts,
     identifier_embedding,
     tokenize,
     tokenize_concept_prompt,
 )
 from .latents import decode_latents
-from .packing import pack
 from .residual import Residual
 from .residual_bank import ResidualBank, attached
 from .settings import Settings
+from .text_conditioning import TextConditioning, encode_negative, encode_text
 
 Variant = Literal["base", "residual", "lag"]
 
@@ -126,7 +126,7 @@ def render(
         KeyError: a request's concept has no residual.
     """
     renderings: list[Rendering] = []
-    for number, batch in enumerate(pack(requests, settings.batch_size)):
+    for number, batch in enumerate(batches(requests, settings.batch_size)):
 
         def report(step: int, done: int = number * settings.steps) -> None:
             if on_step:
@@ -159,6 +159,8 @@ def _render_batch(
     )
     scheduler = make_scheduler(base, settings)
     latents = _initial_noise(base, padded, settings) * scheduler.init_noise_sigma
+    height, width = _size(base, settings)
+    conditioning = text.unet_arguments(len(latents) * localization.pairs, height, width)
     # Observed also when no image of this batch is localized: diffusers' own processors round differently, and an
     # image's bits must not depend on what its neighbours ask for.
     with observed(base, localization), attached(base, bank, localization):
@@ -166,7 +168,7 @@ def _render_batch(
             model_input = scheduler.scale_model_input(latents, timestep).to(base.dtype)
             if guided:
                 model_input = model_input.repeat_interleave(2, dim=0)
-            predicted = base.unet(model_input, timestep, text, return_dict=False)[0].float()
+            predicted = base.unet(model_input, timestep, **conditioning, return_dict=False)[0].float()
             if guided:
                 unconditional, conditional = predicted[0::2], predicted[1::2]
                 predicted = unconditional + settings.guidance_scale * (conditional - unconditional)
@@ -203,16 +205,15 @@ def _conditioning(
     prompts: Sequence[TokenizedPrompt],
     settings: SamplingSettings,
     identifier_token: str,
-) -> Tensor:
-    """[S, L, D] text states, every image with its own concept's V*."""
+) -> TextConditioning:
+    """S prompts, every image with its own concept's V*."""
     untrained = identifier_embedding(base, identifier_token)
     learned = [residuals[request.concept_id].identifier if request.variant != "base" else None for request in requests]
     identifiers = torch.stack([untrained if one is None else one.to(base.device) for one in learned])
-    conditional = encode_prompts(base, prompts, identifiers)
+    conditional = encode_text(base, prompts, identifiers)
     if settings.guidance_scale <= 1:
         return conditional
-    negative = encode_prompts(base, [tokenize(base.tokenizer, settings.negative_prompt)])
-    return torch.stack((negative.expand_as(conditional), conditional), dim=1).flatten(0, 1)
+    return encode_negative(base, settings.negative_prompt).paired_with(conditional)
 
 
 def _bank(base: BaseModel, residuals: Mapping[str, Residual], requests: Sequence[RenderRequest]) -> ResidualBank:
@@ -220,16 +221,21 @@ def _bank(base: BaseModel, residuals: Mapping[str, Residual], requests: Sequence
     wanted = list(dict.fromkeys(request.concept_id for request in requests if request.variant != "base"))
     stacked = ResidualBank.stack([None, *(residuals[concept_id] for concept_id in wanted)], base)
     slots = [0 if request.variant == "base" else 1 + wanted.index(request.concept_id) for request in requests]
-    return stacked.select(torch.tensor(slots, device=base.device))
+    return stacked.select(torch.tensor(slots, device=base.device)).to(base.dtype)
 
 
 def _with_unconditional(mask: Tensor, guided: bool) -> Tensor:
     return torch.stack((torch.zeros_like(mask), mask), dim=1).flatten(0, 1) if guided else mask
 
 
+def _size(base: BaseModel, settings: SamplingSettings) -> tuple[int, int]:
+    """Height and width of the images, in pixels."""
+    return settings.height or base.resolution, settings.width or base.resolution
+
+
 def _initial_noise(base: BaseModel, requests: Sequence[RenderRequest], settings: SamplingSettings) -> Tensor:
     """[I, C, h, w], every image's noise from its own seed; drawn on the CPU, so the same on every device."""
-    height, width = (side or base.resolution for side in (settings.height, settings.width))
+    height, width = _size(base, settings)
     shape = (base.latent_channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
     return torch.stack(noise).to(base.device)

@@ -1,19 +1,145 @@
-"""Which concepts are trained together on one device."""
+"""How many concepts are trained together on one device: arithmetic over what was measured there, and the measuring.
+
+A GPU's name says little about what fits it (other processes, other drivers, another batch size), so nothing is looked
+up: packs of 1, 2, 4 … concepts are really trained for a few steps, until memory ends or throughput has flattened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-Item = TypeVar("Item")
+import torch
+
+from .base_model import BaseModel
+from .latents import ReferenceLatents
+from .residual_training import TrainingRequest, TrainingSettings, is_out_of_memory
+from .training_pack import TrainingPack
+
+WORTH_DOUBLING = 1.03
+"""A pack twice as large has to train at least this many times as many concepts a second."""
+
+MEMORY_SHARE = 0.9
+"""The share of a device's free memory that a pack may take by the forecast; the allocator needs the rest."""
+
+LARGEST = 256
+STEPS = 2
 
 
-def pack(items: Sequence[Item], pack_size: int) -> list[Sequence[Item]]:
-    """Cut a shard's concepts, in order, into packs of `pack_size`; the last may be short, training pads it.
+@dataclass(frozen=True, slots=True)
+class PackTrial:
+    """What a pack of `pack_size` concepts took: seconds a step, and the most memory it held, in bytes."""
 
-    How a shard is cut changes no result (law 1): every random number of a concept comes from its own seed, and packs
-    have one fixed tensor shape.
+    pack_size: int
+    seconds_per_step: float
+    peak_bytes: int
+
+    @property
+    def concepts_per_second(self) -> float:
+        """Concept-steps a second."""
+        return self.pack_size / self.seconds_per_step
+
+
+def choose_pack_size(trials: Sequence[PackTrial]) -> int:
+    """The smallest pack whose throughput no larger pack beats by more than `WORTH_DOUBLING`.
+
+    Raises:
+        ValueError: nothing was tried.
     """
-    if pack_size < 1:
-        raise ValueError(f"pack_size is {pack_size}; a pack holds at least one concept")
-    return [items[start : start + pack_size] for start in range(0, len(items), pack_size)]
+    best = max(trial.concepts_per_second for trial in trials)
+    return min(trial.pack_size for trial in trials if trial.concepts_per_second * WORTH_DOUBLING >= best)
+
+
+def is_worth_doubling(trials: Sequence[PackTrial], free_bytes: int) -> bool:
+    """Whether a pack twice the last one's size should be tried: throughput still grows, and by forecast it fits.
+
+    Memory grows by the same amount for every concept, so two trials tell what the next one takes.
+    """
+    last = trials[-1]
+    if last.pack_size >= LARGEST:
+        return False
+    if len(trials) == 1:
+        return 2 * last.peak_bytes <= MEMORY_SHARE * free_bytes
+    before = trials[-2]
+    if last.concepts_per_second < WORTH_DOUBLING * before.concepts_per_second:
+        return False
+    forecast = last.peak_bytes + 2 * (last.peak_bytes - before.peak_bytes)
+    return forecast <= MEMORY_SHARE * free_bytes
+
+
+def measure_packs(
+    base: BaseModel,
+    settings: TrainingSettings,
+    *,
+    budget_seconds: float = 60.0,
+    on_trial: Callable[[PackTrial], None] = lambda trial: None,
+) -> list[PackTrial]:
+    """Train packs of 1, 2, 4 … made-up concepts for a few steps each.
+
+    Ends where memory does, where throughput flattens, or when the next trial would pass `budget_seconds`.
+
+    Raises:
+        RuntimeError: not even one concept fits; torch's own out-of-memory error.
+    """
+    trials: list[PackTrial] = []
+    free = _free_bytes(base)
+    started, size = time.perf_counter(), 1
+    while True:
+        try:
+            trial = _try(base, settings, size)
+        except RuntimeError as error:
+            if not trials or not is_out_of_memory(error):
+                raise
+            break
+        trials.append(trial)
+        on_trial(trial)
+        next_seconds = 2 * (STEPS + 1) * trial.seconds_per_step
+        if time.perf_counter() - started + next_seconds > budget_seconds or not is_worth_doubling(trials, free):
+            break
+        size *= 2
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return trials
+
+
+def _try(base: BaseModel, settings: TrainingSettings, size: int) -> PackTrial:
+    before = _begin_peak(base)
+    pack = TrainingPack(base, settings, size)
+    side = base.resolution // base.pixels_per_latent
+    latents = torch.zeros(1, base.latent_channels, side, side)
+    for slot in range(size):
+        pack.load(slot, TrainingRequest(f"trial-{slot}", "thing", 0, ReferenceLatents(latents, latents + 1)))
+    seconds = []
+    with pack.at_work():
+        for _ in range(1 + STEPS):  # the first step also warms up
+            started = time.perf_counter()
+            pack.step()
+            if base.device.type == "cuda":
+                torch.cuda.synchronize(base.device)
+            seconds.append(time.perf_counter() - started)
+    return PackTrial(size, min(seconds[1:]), _peak(base) - before)
+
+
+def _free_bytes(base: BaseModel) -> int:
+    if base.device.type == "cuda":
+        return torch.cuda.mem_get_info(base.device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _begin_peak(base: BaseModel) -> int:
+    if base.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(base.device)
+    return torch.cuda.memory_allocated(base.device)
+
+
+def _peak(base: BaseModel) -> int:
+    """The most memory held: on the CPU of the whole process since it began, which packs of growing size only raise."""
+    if base.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(base.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from .batching import batches
 from .errors import InvalidInput
-from .packing import pack
 from .settings import Settings
 
 
@@ -58,14 +58,22 @@ class Scorer:
     tokenizer: CLIPTokenizer
     batch_size: int = 32
 
+    def prepare(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures, each H x W x 3 uint8 -> [N, 3, S, S] float32 on the CPU, scaled and cropped for the model.
+
+        It uses neither the model nor its device, so it may run beside other work.
+        """
+        prepared = [self.image_processor(Image.fromarray(picture), return_tensors="np") for picture in pictures]
+        return torch.from_numpy(np.concatenate([np.asarray(one["pixel_values"], np.float32) for one in prepared]))
+
     @torch.inference_mode()
-    def embed_images(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures, each H x W x 3 uint8 -> [N, E] float32 on the CPU, of length 1."""
+    def embed_images(self, pictures: Sequence[np.ndarray] | Tensor) -> Tensor:
+        """Pictures, or what `prepare` made of them -> [N, E] float32 on the CPU, of length 1."""
+        pixels = pictures if isinstance(pictures, Tensor) else self.prepare(pictures)
         rows = []
-        for batch in pack(pictures, self.batch_size):
-            padded = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
-            inputs = self.image_processor([Image.fromarray(picture) for picture in padded], return_tensors="pt")
-            features = _features(self.model.get_image_features(inputs["pixel_values"].to(self.model.device)))
+        for batch in pixels.split(self.batch_size):
+            padded = torch.cat((batch, batch[-1:].expand(self.batch_size - len(batch), -1, -1, -1)))
+            features = _features(self.model.get_image_features(padded.to(self.model.device)))
             rows.append(features[: len(batch)])
         return _on_unit_sphere(torch.cat(rows))
 
@@ -73,7 +81,7 @@ class Scorer:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> [N, E] float32 on the CPU, of length 1. A text longer than the tokenizer's length is cut."""
         rows = []
-        for batch in pack(texts, self.batch_size):
+        for batch in batches(texts, self.batch_size):
             padded = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
             # Padded to the full length, as CLIP was trained: another text's length then cannot change this one's bits.
             inputs = self.tokenizer(padded, padding="max_length", truncation=True, return_tensors="pt")
@@ -116,7 +124,7 @@ def score_renderings(
     scorer: Scorer,
     images: Sequence[np.ndarray],
     prompts: Sequence[str],
-    references: Sequence[np.ndarray],
+    references: Sequence[np.ndarray] | Tensor,
     settings: ScoringSettings,
 ) -> list[QualityScores]:
     """Score one concept's renderings.
@@ -124,7 +132,7 @@ def score_renderings(
     Args:
         images: N renderings, each H x W x 3 uint8.
         prompts: what each should show, in words the scorer knows: "a mug on grass", without V*.
-        references: the concept's reference images.
+        references: the concept's reference images, or what `Scorer.prepare` made of them.
     """
     if not images:
         return []

@@ -2,7 +2,7 @@
 
 Shapes: G groups of samples, S = G x P samples in the tensor batch, P consecutive samples a group; every group has its
 own residual. In training a group is a concept and P its noised references. In rendering a group is one image and P = 2,
-the unconditional and the conditional half of guidance.
+the unconditional and the conditional half of guidance. N positions, m channels, rank r.
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ class ResidualBank:
             {name: factor[slots] for name, factor in self.b.items()},
         )
 
-    def parameters(self) -> list[Tensor]:
-        return [*self.a.values(), *self.b.values()]
+    def to(self, dtype: torch.dtype) -> ResidualBank:
+        """The bank in the UNet's dtype, once for a whole rendering rather than in every pass."""
+        return ResidualBank(
+            {name: factor.to(dtype) for name, factor in self.a.items()},
+            {name: factor.to(dtype) for name, factor in self.b.items()},
+        )
 
     def residual(self, group: int) -> Residual:
         """A copy of one group's residual, on the CPU."""
@@ -85,14 +89,12 @@ def attached(base: BaseModel, bank: ResidualBank, localization: Localization | N
     """
 
     def hook(target: TargetLayer):
-        def add_residual(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def after(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            mask = localization.mask(target.transformer) if localization is not None else None
             a, b = bank.a[target.name], bank.b[target.name]
-            delta = apply_residuals(inputs[0], a, b, target.kind == "conv")
-            if localization is not None:
-                delta = delta * _broadcast_mask(localization.mask(target.transformer), delta, target)
-            return output + delta
+            return add_residuals(output, inputs[0], a, b, channels_first=target.kind == "conv", mask=mask)
 
-        return add_residual
+        return after
 
     handles = [base.layer(target).register_forward_hook(hook(target)) for target in base.target_layers]
     try:
@@ -102,28 +104,27 @@ def attached(base: BaseModel, bank: ResidualBank, localization: Localization | N
             handle.remove()
 
 
-def apply_residuals(x: Tensor, a: Tensor, b: Tensor, channels_first: bool) -> Tensor:
-    """A B x with a residual a group.
+def add_residuals(
+    output: Tensor, x: Tensor, a: Tensor, b: Tensor, *, channels_first: bool, mask: Tensor | None = None
+) -> Tensor:
+    """W x + M * (A B x) with a residual a group, where `output` is W x.
+
+    M is applied to B x, which has r channels instead of m, and the sum is part of the second product: a mask, and the
+    residual itself, then cost next to nothing beside W x.
 
     Args:
-        x: [S, m, h, w] if `channels_first`, else [S, N, m].
+        output, x: [S, m, h, w] if `channels_first`, else [S, N, m]. A channels-last tensor is not copied.
         a, b: [G, m, r] and [G, r, m], S a multiple of G.
+        mask: [S, N], or None for M = 1.
 
     Returns:
-        A tensor shaped like x.
+        A tensor shaped like `output`.
     """
     groups, a, b = a.shape[0], a.to(x.dtype), b.to(x.dtype)
     if channels_first:
-        grouped = x.reshape(groups, -1, x.shape[1], x.shape[2] * x.shape[3])  # [G, P, m, N]
-        delta = torch.matmul(a[:, None], torch.matmul(b[:, None], grouped))
-    else:
-        grouped = x.reshape(groups, -1, x.shape[2])  # [G, P N, m]
-        delta = torch.bmm(torch.bmm(grouped, b.transpose(1, 2)), a.transpose(1, 2))
-    return delta.reshape(x.shape)
-
-
-def _broadcast_mask(mask: Tensor, delta: Tensor, target: TargetLayer) -> Tensor:
-    mask = mask.to(delta.dtype)
-    if target.kind == "conv":
-        return mask.reshape(mask.shape[0], 1, delta.shape[2], delta.shape[3])
-    return mask[..., None]
+        output, x = output.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
+    reduced = torch.bmm(x.reshape(groups, -1, x.shape[-1]), b.transpose(1, 2))  # [G, P N, r]
+    if mask is not None:
+        reduced = reduced * mask.to(x.dtype).reshape(groups, -1, 1)
+    summed = torch.baddbmm(output.reshape(groups, -1, output.shape[-1]), reduced, a.transpose(1, 2)).view(output.shape)
+    return summed.permute(0, 3, 1, 2) if channels_first else summed

@@ -1,7 +1,4 @@
-"""Learn the residuals of many concepts in one pass through one frozen UNet.
-
-Shapes: K concepts in the pack (the pack size, always: short packs are padded), b noised references of each in a step,
-S = K b samples in the UNet pass, grouped by concept. C, h, w are the latent's; L, D the text states'.
+"""Learn the residuals of many concepts, K at a time, in passes through one frozen UNet.
 
 For every concept k, with its own noise and timesteps:
 
@@ -14,23 +11,30 @@ element by element, one Adam over the stacked factors is K Adams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from .base_model import BaseModel
-from .concept import derive_seed
-from .errors import ConceptFailure
-from .identifier_token import TokenizedPrompt, encode_prompts, identifier_embedding, tokenize_concept_prompt
+from .convergence import EarlyStopping, has_converged
+from .errors import ConceptFailure, PersresError
 from .latents import ReferenceLatents
-from .residual import Residual, initialize_residual
-from .residual_bank import ResidualBank, attached
+from .residual import Residual
 from .settings import Settings
+from .training_pack import TrainingPack
+
+
+class WarmStart(Settings):
+    """Train a concept that the catalog holds already, and whose inputs have changed, on from its committed residual."""
+
+    iterations: int = Field(default=75, ge=1, le=100_000, description="optimizer steps of a concept that starts warm")
 
 
 class TrainingSettings(Settings):
@@ -58,23 +62,48 @@ class TrainingSettings(Settings):
     )
     identifier_learning_rate: float = Field(default=5e-3, gt=0, le=1, description="Adam's learning rate for V*")
     mirror: bool = Field(default=False, description="also learn from mirrored references")
-    pack_size: int = Field(
-        default=4, ge=1, le=1024, description="concepts trained together; short packs are padded to this size"
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="end a concept's training when it has converged; null: never before `iterations`"
+    )
+    warm_start: WarmStart | None = Field(
+        default=None, description="start a changed concept from its committed residual; null: always from its seed"
+    )
+    pack_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        default="auto",
+        description="concepts trained together; auto: what the first worker measures, remembered in the catalog",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice to fit more concepts into the device's memory"
     )
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
-        return frozenset({"pack_size"})
+        # A warm start changes the result, and is recorded with it; but turning it on must not train a catalog again.
+        return frozenset({"pack_size", "gradient_checkpointing", "warm_start"})
+
+    @model_validator(mode="after")
+    def _checks_meet_the_end(self) -> TrainingSettings:
+        stopping = self.early_stopping
+        if stopping and self.iterations % stopping.check_every:
+            raise ValueError(
+                f"iterations ({self.iterations}) is not a multiple of early_stopping.check_every "
+                f"({stopping.check_every})"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRequest:
-    """A concept, ready to be trained: its seed, its class, and its references as latents."""
+    """A concept, ready to be trained: its seed, its class, and its references as latents.
+
+    `start` is the residual to go on from, for the settings' `warm_start.iterations`; None starts from the seed.
+    """
 
     concept_id: str
     macro_class: str
     seed: int
     latents: ReferenceLatents
+    start: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,135 +111,177 @@ class TrainedResidual:
     """What training one concept gave.
 
     Attributes:
-        losses: [iterations] float32, loss_k at every step.
+        losses: [iterations done] float32, loss_k at every step.
+        seconds: its share of the time its pack took.
     """
 
     concept_id: str
     residual: Residual
     losses: np.ndarray
+    seconds: float
 
 
 def train_residuals(
     base: BaseModel,
-    requests: Sequence[TrainingRequest],
+    requests: Iterable[TrainingRequest],
     settings: TrainingSettings,
     *,
+    pack_size: int,
     on_step: Callable[[int], None] | None = None,
-) -> list[TrainedResidual | ConceptFailure]:
-    """Train one pack: up to `settings.pack_size` concepts at once, in the order given.
+    on_smaller_pack: Callable[[int], None] | None = None,
+) -> Iterator[TrainedResidual | ConceptFailure]:
+    """Train any number of concepts, `pack_size` at a time; a slot whose concept has ended takes the next one at once.
 
-    A concept whose loss or factors stop being finite ends as a ConceptFailure; nothing of it reaches its neighbours.
+    A concept whose loss or factors stop being finite, or that cannot be started, ends as a ConceptFailure; nothing of
+    it reaches its neighbours. Results come as trainings end, those that end together in the order of their slots.
 
     Args:
-        on_step: called with the number of steps done; it must not touch the device.
+        requests: pulled one at a time, when a slot is free.
+        on_step: called with the concept-iterations done so far; a concept that ends early counts all of its own. It
+            must not touch the device.
+        on_smaller_pack: called with the pack size that training goes on with after the device ran out of memory. The
+            concepts that were in the pack start again.
 
     Raises:
-        ValueError: more concepts than the pack has slots, or none.
-        ConceptError: the training prompt does not fit the tokenizer.
+        PersresError: the device has too little memory for a single concept.
     """
-    if not 1 <= len(requests) <= settings.pack_size:
-        raise ValueError(f"{len(requests)} concepts for a pack of {settings.pack_size}")
-    # A padded slot trains a copy of the last concept, and the copy is thrown away.
-    pack = _Pack(base, [*requests, *[requests[-1]] * (settings.pack_size - len(requests))], settings)
-    losses = torch.zeros(settings.iterations, settings.pack_size, device=base.device)
-    for step in range(settings.iterations):
-        losses[step] = pack.step()
-        if on_step:
-            on_step(step + 1)
-    return [_result(request, pack.residual(slot), losses[:, slot]) for slot, request in enumerate(requests)]
+    if pack_size < 1:
+        raise ValueError(f"pack_size is {pack_size}; a pack holds at least one concept")
+    training = _Training(base, settings, iter(requests), on_step or (lambda done: None))
+    while True:
+        try:
+            yield from training.run(pack_size)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if pack_size == 1:
+                raise PersresError(
+                    "the device has too little memory to train a single concept",
+                    fix="set training.gradient_checkpointing: true, or a smaller training.batch_size",
+                ) from error
+        # Outside the handler: while it runs, the error's traceback keeps the broken pack's tensors alive.
+        pack_size //= 2
+        training.start_again()
+        if on_smaller_pack:
+            on_smaller_pack(pack_size)
 
 
-def _result(request: TrainingRequest, residual: Residual, losses: Tensor) -> TrainedResidual | ConceptFailure:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no room; on the CPU torch raises a plain RuntimeError for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A concept in a slot: how long it trains, and what it has shown so far."""
+
+    request: TrainingRequest
+    iterations: int
+    losses: list[Tensor] = field(default_factory=list)  # of every step, a number on the device
+    checks: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    converged: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.converged or len(self.losses) == self.iterations
+
+    def is_due(self, check_every: int) -> bool:
+        return not self.ended and len(self.losses) == check_every * len(self.checks)
+
+
+class _Training:
+    """The books of `train_residuals`: who waits and who is in which slot."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        settings: TrainingSettings,
+        requests: Iterator[TrainingRequest],
+        on_step: Callable[[int], None],
+    ) -> None:
+        self.base, self.settings, self.requests, self.on_step = base, settings, requests, on_step
+        self.again: deque[TrainingRequest] = deque()
+        self.members: dict[int, _Member] = {}
+        self.iterations_ended = 0
+
+    def start_again(self) -> None:
+        """Put the concepts of a pack that broke back, in their order."""
+        self.again.extendleft(self.members[slot].request for slot in sorted(self.members, reverse=True))
+        self.members = {}
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def run(self, pack_size: int) -> Iterator[TrainedResidual | ConceptFailure]:
+        """Train everything that waits in one pack; ends when nothing waits and every slot has ended."""
+        pack = TrainingPack(self.base, self.settings, pack_size)
+        free = list(range(pack_size))
+        while True:
+            for slot in free:
+                yield from self._fill(pack, slot)
+            if not self.members:
+                return
+            pack.pad()
+            started = time.perf_counter()
+            self._train_until_one_ends(pack)
+            free = [slot for slot, member in sorted(self.members.items()) if member.ended]
+            residuals = {slot: pack.residual(slot) for slot in free}  # waits for the device
+            share = (time.perf_counter() - started) / len(self.members)
+            for member in self.members.values():
+                member.seconds += share
+            for slot, residual in residuals.items():
+                member = self.members.pop(slot)
+                self.iterations_ended += member.iterations
+                yield _result(member, residual)
+
+    def _fill(self, pack: TrainingPack, slot: int) -> Iterator[ConceptFailure]:
+        """Load the next concept that can be started into a slot; those that cannot are failures."""
+        while (request := self.again.popleft() if self.again else next(self.requests, None)) is not None:
+            # Among the members before its start is on the device, which may run out of memory there.
+            warm = self.settings.warm_start if request.start else None
+            self.members[slot] = _Member(request, (warm or self.settings).iterations)
+            try:
+                pack.load(slot, request)
+                return
+            except PersresError as error:
+                del self.members[slot]
+                yield ConceptFailure(request.concept_id, "train", error.message, error.fix or "")
+
+    def _train_until_one_ends(self, pack: TrainingPack) -> None:
+        with pack.at_work():
+            while True:
+                self._check_convergence(pack)
+                if any(member.ended for member in self.members.values()):
+                    return
+                losses = pack.step().unbind()
+                for slot, member in self.members.items():
+                    member.losses.append(losses[slot])
+                self.on_step(self.iterations_ended + sum(len(member.losses) for member in self.members.values()))
+
+    def _check_convergence(self, pack: TrainingPack) -> None:
+        stopping = self.settings.early_stopping
+        if stopping is None:
+            return
+        due = [slot for slot, member in self.members.items() if member.is_due(stopping.check_every)]
+        if due:
+            losses = pack.convergence_losses()
+            for slot in due:
+                member = self.members[slot]
+                member.checks.append(losses[slot])
+                member.converged = has_converged(member.checks, stopping)
+
+
+def _result(member: _Member, residual: Residual) -> TrainedResidual | ConceptFailure:
+    losses = torch.stack(member.losses).cpu()
     factors = [*residual.a.values(), *residual.b.values()]
     finite = torch.isfinite(losses)
     if not finite.all() or not all(torch.isfinite(factor).all() for factor in factors):
-        step = int(finite.cpu().long().cumprod(0).sum())
+        step = int(finite.long().cumprod(0).sum())
         return ConceptFailure(
-            request.concept_id,
+            member.request.concept_id,
             "train",
             f"its loss was no longer finite at iteration {step} of {len(losses)}",
             "lower training.learning_rate, or look at its reference images",
         )
-    return TrainedResidual(request.concept_id, residual, losses.cpu().numpy())
-
-
-class _Pack:
-    """The state of one pack's training: stacked parameters, one optimizer, and a random generator a concept."""
-
-    def __init__(self, base: BaseModel, requests: Sequence[TrainingRequest], settings: TrainingSettings) -> None:
-        self.base, self.settings = base, settings
-        self.latents = [request.latents for request in requests]
-        self.generators = [
-            torch.Generator().manual_seed(derive_seed(request.seed, request.concept_id, "training"))
-            for request in requests
-        ]
-        self.bank = ResidualBank.stack([self._initial(request) for request in requests], base)
-        groups = [{"params": self.bank.parameters(), "lr": settings.learning_rate}]
-        self.prompts: list[TokenizedPrompt] = [
-            tokenize_concept_prompt(base.tokenizer, settings.prompt, settings.identifier_token, request.macro_class)
-            for request in requests
-        ]
-        self.identifiers: Tensor | None = None
-        if settings.train_identifier:
-            start = identifier_embedding(base, settings.identifier_token)
-            self.identifiers = start.repeat(len(requests), 1).requires_grad_(True)
-            groups.append({"params": [self.identifiers], "lr": settings.identifier_learning_rate})
-        else:
-            with torch.no_grad():
-                self.text = encode_prompts(base, self.prompts)  # V* is frozen: the text encoder runs once
-        for parameter in self.bank.parameters():
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(groups, fused=base.device.type in ("cpu", "cuda"))
-
-    def _initial(self, request: TrainingRequest) -> Residual:
-        return initialize_residual(
-            self.base.target_layers,
-            rank_fraction=self.settings.rank_fraction,
-            a_std=self.settings.random_std if self.settings.initialization == "random" else 0.0,
-            seed=derive_seed(request.seed, request.concept_id, "initialization"),
-        )
-
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean latents [S, C, h, w], noise of the same shape, and timesteps [S], from every concept's own generator.
-
-        Drawn on the CPU, so that a concept's numbers are the same on every device.
-        """
-        b = self.settings.batch_size
-        last = self.base.noise_schedule.config["num_train_timesteps"]
-        which, timesteps, draws = [], [], []
-        for generator, latents in zip(self.generators, self.latents, strict=True):
-            which.append(torch.randint(latents.mean.shape[0], (b,), generator=generator))
-            timesteps.append(torch.randint(last, (b,), generator=generator))
-            draws.append(torch.randn(2, b, *latents.mean.shape[1:], generator=generator))
-        picked = [index.to(self.base.device) for index in which]
-        mean = torch.cat([latents.mean[index] for latents, index in zip(self.latents, picked, strict=True)])
-        std = torch.cat([latents.std[index] for latents, index in zip(self.latents, picked, strict=True)])
-        posterior_noise, noise = torch.stack(draws, dim=1).flatten(1, 2).to(self.base.device)
-        return mean + std * posterior_noise, noise, torch.cat(timesteps).to(self.base.device)
-
-    def step(self) -> Tensor:
-        """One optimizer step of every concept in the pack; returns loss_k [K] without waiting for the device."""
-        base, schedule = self.base, self.base.noise_schedule
-        clean, noise, timesteps = self._draw()
-        noisy = schedule.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
-        v_prediction = base.prediction_type == "v_prediction"
-        target = schedule.get_velocity(clean, noise, timesteps) if v_prediction else noise  # type: ignore[arg-type]
-        text = self.text if self.identifiers is None else encode_prompts(base, self.prompts, self.identifiers)
-        with attached(base, self.bank):
-            predicted = base.unet(
-                noisy.to(base.dtype),
-                timesteps,
-                text.repeat_interleave(self.settings.batch_size, dim=0),
-                return_dict=False,
-            )[0]
-        losses = (predicted.float() - target).square().view(len(self.prompts), -1).mean(dim=1)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        self.optimizer.step()
-        return losses.detach()
-
-    def residual(self, slot: int) -> Residual:
-        residual = self.bank.residual(slot)
-        if self.identifiers is None:
-            return residual
-        return Residual(residual.a, residual.b, self.identifiers[slot].detach().cpu().clone())
+    return TrainedResidual(member.request.concept_id, residual, losses.numpy(), member.seconds)

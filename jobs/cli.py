@@ -106,7 +106,7 @@ def validate(manifest: ManifestArgument, spec: SpecOption, as_json: JsonOption =
 
 @app.command(help=cli_text.PLAN)
 def plan(manifest: ManifestArgument, spec: SpecOption, catalog: CatalogOption, as_json: JsonOption = False) -> None:
-    _print_plan(manifest, _load(spec), catalog, as_json=as_json)
+    _print_plan(manifest, _load(spec), catalog, _where(None), as_json=as_json)
 
 
 @app.command(help=cli_text.SUBMIT)
@@ -123,7 +123,7 @@ def submit(
 ) -> None:
     run_spec = _load(spec)
     if dry_run:
-        _print_plan(manifest, run_spec, catalog, as_json=as_json)
+        _print_plan(manifest, run_spec, catalog, _where(workers, device=device), as_json=as_json)
     elif address is not None and address != "auto":
         from .cluster_job import ClusterRun, submit_to_cluster
 
@@ -172,6 +172,40 @@ def export(
     for concept_id in concept_ids:
         for path in export_concept(store, committed[concept_id], out):
             print(path)
+
+
+@app.command(help=cli_text.BENCH)
+def bench(
+    model: Annotated[str, typer.Option(metavar="MODEL", help=cli_text.BENCH_MODEL)] = "spriteworld",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to measure.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help=cli_text.BENCH_THREADS)] = None,
+    iterations: Annotated[int, typer.Option(min=2, help=cli_text.BENCH_ITERATIONS)] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help=cli_text.BENCH_ROUNDS)] = 3,
+    max_pack: Annotated[int | None, typer.Option(min=1, max=1024, help=cli_text.BENCH_MAX_PACK)] = None,
+    spec: Annotated[Path | None, typer.Option(metavar="RUN.YAML", help=cli_text.BENCH_SPEC)] = None,
+    row: Annotated[list[str] | None, typer.Option(metavar="ROW", help=cli_text.BENCH_ROW)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help=cli_text.BENCH_JSON)] = None,
+    profile: Annotated[Path | None, typer.Option(metavar="FILE", help=cli_text.BENCH_PROFILE)] = None,
+) -> None:
+    from ..pipeline.benchmark.bench import run_bench
+    from ..pipeline.benchmark.bench_plan import load_bench_model, make_bench_plan
+    from ..pipeline.benchmark.step_profile import profile_steps
+    from .bench_table import bench_tables, measuring, quiet_libraries
+
+    quiet_libraries()
+    chosen = {"device": device, "threads": threads, "max_pack": max_pack, "iterations": iterations, "rounds": rounds}
+    bench_plan = make_bench_plan(_load(spec) if spec else None, **chosen, rows=row or ())
+    with measuring(Console(stderr=True)) as on_progress:
+        base = load_bench_model(model, bench_plan.device)
+        if profile is not None:
+            profile.write_text(profile_steps(base, bench_plan), encoding="utf-8")
+            return
+        result = run_bench(base, bench_plan, on_progress)
+    if json_file is not None:
+        json_file.write_text(result.to_json() + "\n", encoding="utf-8")
+    console = Console()
+    for part in bench_tables(result):
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,17 +258,18 @@ def _end(finished: FinishedRun, catalog: str, *, as_json: bool) -> None:
     raise typer.Exit(CONCEPTS_FAILED if finished.summary.failed else OK)
 
 
-def _print_plan(manifest: str, spec: RunSpec, catalog: str, *, as_json: bool) -> None:
+def _print_plan(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, *, as_json: bool) -> None:
     from ..pipeline.catalog_store import CatalogStore
-    from ..pipeline.plan import make_shards
     from ..pipeline.shard_commit import read_committed
     from .prepare_run import prepare_run
     from .run_display import counting
+    from .submit import shards_of, workers_here
 
+    committed = read_committed(CatalogStore(catalog))
     with counting(Console(stderr=True), "reading references") as on_digest:
-        prepared = prepare_run(manifest, spec, on_digest=on_digest)
-    run_plan: RunPlan = prepared.plan(read_committed(CatalogStore(catalog)))
-    shards = make_shards(run_plan, spec.shard_size)
+        prepared = prepare_run(manifest, spec, committed, on_digest=on_digest)
+    run_plan: RunPlan = prepared.plan(committed)
+    shards = shards_of(run_plan, spec, workers_here(where, spec))
     if as_json:
         print(cli_text.json_of(cli_text.plan_values(run_plan, shards)))
     else:

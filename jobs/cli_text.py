@@ -69,6 +69,26 @@ They apply a residual everywhere in a picture; LAG needs this package.
 
 Example: [bold]persres-batch export s3://bucket/mugs mug-1 mug-2 --out loras[/bold]"""
 
+BENCH = """Measure on this machine how fast training and rendering are, beside diffusers' own ways of doing both.
+
+Training: `peer` and `peer_cached` (diffusers' DreamBooth-LoRA loop, also with its caching), `alone`, `packed_2`,
+`packed_4`, … (ours, that many concepts together). Rendering: `peer_render` (diffusers' pipeline, a LoRA at a time),
+`render_base` (no residual), `render`, `render_lag`.
+
+sd1 and sd2 are Stable Diffusion's published shapes with random weights: nothing is downloaded.
+
+Example: [bold]persres-batch bench --model sd1 --device cuda --json sd1.json[/bold]"""
+
+BENCH_MODEL = "spriteworld, sd1, sd2, sdxl, or any base model: a folder or a Hub id."
+BENCH_THREADS = "CPU threads. Default: all cores that this process may use."
+BENCH_ITERATIONS = "Training steps really done; seconds are scaled to the settings' iterations."
+BENCH_ROUNDS = "Measure every row this often, in turn, and keep the best."
+BENCH_MAX_PACK = "The most concepts trained together. Default: on a GPU until memory ends, else 16."
+BENCH_SPEC = "Take the training and sampling settings of this run spec. V* stays frozen. Default: the defaults."
+BENCH_ROW = "Measure only this row, beside the peer's. May be given several times."
+BENCH_JSON = "Write the rows as JSON to this file."
+BENCH_PROFILE = "Write torch's profile of one packed training step and of rendering to this file, and measure no rows."
+
 MANIFEST = "The manifest: a path or URI of a .parquet or .jsonl file."
 SPEC = "The run spec; `persres-batch init` writes one."
 CATALOG = "Where residuals and renderings are kept: a folder, or an s3://, gs:// or az:// URI."
@@ -150,7 +170,8 @@ def summary_lines(summary: RunSummary, report: str | None) -> Iterator[str]:
     else:
         yield (
             f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current "
-            f"({duration(summary.wall_seconds)}, {summary.workers} worker{'' if summary.workers == 1 else 's'})"
+            f"({duration(summary.wall_seconds)}, {summary.workers} worker{'' if summary.workers == 1 else 's'}"
+            f"{_busy(summary.device_busy_share)})"
         )
     if report:
         yield f"report: {report}"
@@ -164,7 +185,7 @@ def status_lines(status: CatalogStatus) -> Iterator[str]:
         holds = status.holder is not None and status.holder.run_id == latest.run_id and not status.holder.expired
         state = "ended" if latest.ended else "under way" if holds else "did not end: submit again to go on"
         counts = f"{latest.done} done, {len(latest.failed)} failed, {latest.left} left of {latest.planned}"
-        yield f"latest run {latest.run_id}: {counts} ({state})"
+        yield f"latest run {latest.run_id}: {counts} ({state}{_busy(latest.device_busy_share)})"
         yield from _shortened([failure_line(failure) for failure in latest.failed], FAILURES_SHOWN)
         if latest.report:
             yield f"report: {latest.report}"
@@ -184,6 +205,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _busy(share: float | None) -> str:
+    return "" if share is None else f", device busy {share:.0%}"
 
 
 def json_of(value: Any) -> str:

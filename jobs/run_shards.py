@@ -1,31 +1,40 @@
-"""The driver: one shard in flight on every worker, and a new worker for every one that dies.
+"""The driver: a few shards in flight on every worker, and a new worker for every one that dies.
+
+A worker has up to two shards that it loads or works on, so that its device need not wait for the next one, and one
+more that it is committing. A second shard is only given out while there is one left for every worker that has none.
 
 What is done about each event is `ShardQueue`'s business; here is only the waiting. Plain Ray actors rather than Ray
 Data, because a batch that kills its worker has to be taken over, split and in the end quarantined, and Ray Data either
 tries it for ever or ends the run.
 
 A worker is an actor handle with three methods: `ready()` returns when it has loaded its model,
-`personalize(shard, attempt)` returns a ShardSummary, and `progress()` may be called meanwhile.
+`personalize(shard, attempt)` returns a ShardSummary, and `progress()`, which may be called meanwhile, returns
+{(shard id, attempt): ShardProgress}.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from ..core.errors import ConceptFailure, PersresError, StoreError
+from ..core.errors import ConceptError, ConceptFailure, PersresError, StoreError
 from ..pipeline.plan import Shard
+from ..pipeline.shard_stages import WorkerSpoilt
 from .shard_queue import ShardAttempt, ShardQueue
 
+SHARDS_AHEAD = 2  # on the device, and loaded or being loaded
+SHARDS_IN_HAND = SHARDS_AHEAD + 1  # and being committed
 WAIT_S = 0.5
 PROGRESS_INTERVAL_S = 1.0
+DISPLAY_INTERVAL_S = 0.2
 STORE_PAUSE_S = 5.0  # before the next try after a store failed; doubled for every failure in a row
+LONGEST_STORE_PAUSE_S = 60.0
 MAX_FAILED_STARTS = 3
 
 MakeWorker = Callable[[], Any]
@@ -46,12 +55,14 @@ class RunProgress:
 class RunOutcome:
     """What became of every concept of the shards: it is in `committed` or in `failures`, once.
 
-    `seconds` adds up the workers' time by phase. `incidents` tells in order what was retried, split or quarantined.
+    `seconds` adds up the workers' time by phase, and `ready_seconds` how long they were there, from the moment each had
+    loaded its model until it was dismissed. `incidents` tells in order what was retried, split or quarantined.
     """
 
     committed: tuple[str, ...]
     failures: tuple[ConceptFailure, ...]
     seconds: Mapping[str, float]
+    ready_seconds: float
     incidents: tuple[str, ...]
 
 
@@ -74,7 +85,8 @@ def run_shards(
 
     Raises:
         StoreError: the store failed the same shard `max_losses` times.
-        PersresError: workers die or fail while starting, so that no shard can be tried.
+        PersresError: workers die or fail while starting, so that no shard can be tried; or one says what is wrong with
+            the run as a whole.
     """
     driver = _Driver(ShardQueue(shards, max_losses=max_losses), make_worker, workers)
     driver.on_progress, driver.on_incident, driver.check = on_progress, on_incident, check
@@ -82,17 +94,33 @@ def run_shards(
 
 
 @dataclass(eq=False, slots=True)
+class _InFlight:
+    """An attempt on a worker, and what the worker has said about it."""
+
+    attempt: ShardAttempt
+    fraction: float = 0.0
+    committing: bool = False
+
+
+@dataclass(eq=False, slots=True)
 class _Worker:
-    """An actor and the one call it is busy with: `ready()` while `attempt` is None, else `personalize()`."""
+    """An actor, the call of its `ready()` until that has returned, and the calls of its `personalize()`."""
 
     actor: Any
-    call: Any
-    is_ready: bool = False
-    attempt: ShardAttempt | None = None
+    starting: Any
+    in_flight: dict[Any, _InFlight] = field(default_factory=dict)
+    ready_since: float | None = None
+    leaving: bool = False
     progress_call: Any = None
     progress_asked: float = 0.0
-    fraction: float = 0.0
     rests_until: float = 0.0
+
+    def takes(self, shards: int, now: float) -> bool:
+        """Whether it may be given a shard now, beside the `shards` that it has in hand."""
+        if self.ready_since is None or self.leaving or self.rests_until > now or len(self.in_flight) != shards:
+            return False
+        ahead = sum(not one.committing for one in self.in_flight.values())
+        return ahead < SHARDS_AHEAD and not any(one.attempt.alone for one in self.in_flight.values())
 
 
 @dataclass(eq=False)
@@ -102,9 +130,11 @@ class _Driver:
     workers: int
     crew: list[_Worker] = field(default_factory=list)
     seconds: Counter[str] = field(default_factory=Counter)
+    ready_seconds: float = 0.0
     incidents: list[str] = field(default_factory=list)
     failed_starts: int = 0
     store_failures: int = 0
+    shown: float = 0.0
     on_progress: Callable[[RunProgress], None] = lambda progress: None
     on_incident: Callable[[str], None] = lambda text: None
     check: Callable[[], None] = lambda: None
@@ -117,12 +147,16 @@ class _Driver:
                 self._assign()
                 self._settle(self._wait())
                 self._poll_progress()
-                self.on_progress(self._progress())
+                self._show()
         finally:
             for worker in list(self.crew):
                 self._dismiss(worker)
         return RunOutcome(
-            tuple(self.queue.committed), tuple(self.queue.failures), dict(self.seconds), tuple(self.incidents)
+            tuple(self.queue.committed),
+            tuple(self.queue.failures),
+            dict(self.seconds),
+            self.ready_seconds,
+            tuple(self.incidents),
         )
 
     def _hire(self) -> None:
@@ -131,68 +165,96 @@ class _Driver:
             self.crew.append(_Worker(actor, actor.ready.remote()))
 
     def _assign(self) -> None:
+        """Give every worker its first shard before any gets its second, and keep one back for each that has none."""
         now = time.monotonic()
-        for worker in self.crew:
-            if worker.is_ready and worker.attempt is None and worker.rests_until <= now:
-                worker.attempt = attempt = self.queue.take()
-                if attempt is not None:
-                    worker.call = worker.actor.personalize.remote(attempt.shard, attempt.attempt)
+        for shards in range(SHARDS_IN_HAND):
+            kept_back = sum(not worker.in_flight for worker in self.crew) if shards else 0
+            for worker in self.crew:
+                if self.queue.waiting <= kept_back:
+                    return
+                if worker.takes(shards, now) and (attempt := self.queue.take(beside_others=shards > 0)):
+                    call = worker.actor.personalize.remote(attempt.shard, attempt.attempt)
+                    worker.in_flight[call] = _InFlight(attempt)
 
-    def _wait(self) -> list[_Worker]:
-        """The workers whose call has ended, after at most `WAIT_S` seconds."""
-        by_call = {worker.call: worker for worker in self.crew if worker.call is not None}
-        if not by_call:
+    def _wait(self) -> list[tuple[_Worker, Any]]:
+        """The calls that have ended and their workers, after at most `WAIT_S` seconds."""
+        calls = {call: worker for worker in self.crew for call in worker.in_flight}
+        calls |= {worker.starting: worker for worker in self.crew if worker.ready_since is None}
+        if not calls:
             time.sleep(WAIT_S)
             return []
-        ended, _ = ray.wait(list(by_call), num_returns=1, timeout=WAIT_S)
-        return [by_call[call] for call in ended]
+        ended, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_S)
+        if ended and len(calls) > 1:
+            ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        return [(calls[call], call) for call in ended]
 
-    def _settle(self, ended: list[_Worker]) -> None:
-        for worker in ended:
-            call, attempt = worker.call, worker.attempt
-            worker.call, worker.attempt, worker.fraction, worker.progress_call = None, None, 0.0, None
+    def _settle(self, ended: Iterable[tuple[_Worker, Any]]) -> None:
+        lost: dict[_Worker, RayError] = {}
+        for worker, call in ended:
             try:
                 result = ray.get(call)
             except RayTaskError as error:
-                self._raised(worker, attempt, _original(error))
+                self._raised(worker, call, _original(error))
             except RayError as error:
-                self._lost(worker, attempt, error)
+                lost[worker] = error
             else:
-                self._succeeded(worker, attempt, result)
+                self._succeeded(worker, call, result)
+        for worker, error in lost.items():  # after all else is known, so that only what it had in hand is suspected
+            self._lost(worker, error)
+        for worker in [worker for worker in self.crew if worker.leaving and not worker.in_flight]:
+            self._dismiss(worker)
 
-    def _succeeded(self, worker: _Worker, attempt: ShardAttempt | None, result: Any) -> None:
-        if attempt is None:
-            worker.is_ready, self.failed_starts = True, 0
+    def _succeeded(self, worker: _Worker, call: Any, result: Any) -> None:
+        if call == worker.starting:
+            worker.ready_since, self.failed_starts = time.monotonic(), 0
             return
+        attempt = worker.in_flight.pop(call).attempt
         self.queue.finished(attempt, result.committed, result.failures)
         self.seconds.update(result.seconds)
         self.store_failures = 0
+        for note in result.notes:
+            self._tell(f"shard {attempt.shard.shard_id}: {note}")
 
-    def _raised(self, worker: _Worker, attempt: ShardAttempt | None, error: BaseException) -> None:
-        if attempt is None:
+    def _raised(self, worker: _Worker, call: Any, error: BaseException) -> None:
+        if call == worker.starting:
             if isinstance(error, PersresError) and not isinstance(error, StoreError):
                 raise error
             self._failed_to_start(worker, f"{type(error).__name__}: {error}")
-        elif isinstance(error, StoreError):
+            return
+        attempt = worker.in_flight.pop(call).attempt
+        if isinstance(error, StoreError):
             self._tell(self.queue.store_failed(attempt, error))
-            worker.rests_until = time.monotonic() + STORE_PAUSE_S * 2**self.store_failures
+            pause = min(STORE_PAUSE_S * 2**self.store_failures, LONGEST_STORE_PAUSE_S)
+            worker.rests_until = time.monotonic() + pause
             self.store_failures += 1
+        elif isinstance(error, WorkerSpoilt):
+            worker.leaving = True
+            self._tell(self.queue.returned(attempt, error.message))
+        elif isinstance(error, PersresError) and not isinstance(error, ConceptError):
+            raise error  # such as a device too small for the settings: no shard would fare better
         else:
             # Whatever went wrong may have spoilt the process (a CUDA context does not survive an illegal access), and
-            # a warm worker has to be as good as a fresh one: so it becomes a fresh one.
-            self._dismiss(worker)
+            # a warm worker has to be as good as a fresh one: so it becomes a fresh one, once it has committed what is
+            # past its device.
+            worker.leaving = True
             self._tell(self.queue.raised(attempt, error))
 
-    def _lost(self, worker: _Worker, attempt: ShardAttempt | None, error: RayError) -> None:
+    def _lost(self, worker: _Worker, error: RayError) -> None:
         # "Unavailable" may mean that the worker is alive and still busy. It is killed: two must not do one shard, and
         # should it have committed already, a second commit of the same results changes nothing.
         reason = _brief(error)
-        if attempt is None:
+        if worker.ready_since is None:
             self._failed_to_start(worker, reason)
             return
         self._dismiss(worker)
-        preempted = isinstance(error, RayActorError) and error.preempted
-        self._tell(self.queue.lost(attempt, reason, preempted=preempted))
+        in_hand = [one.attempt for one in worker.in_flight.values()]
+        if worker.leaving:  # it was spoilt by a shard that has been dealt with
+            incidents = [self.queue.returned(attempt, reason) for attempt in in_hand]
+        else:
+            preempted = isinstance(error, RayActorError) and error.preempted
+            incidents = self.queue.lost(in_hand, reason, preempted=preempted)
+        for incident in incidents:
+            self._tell(incident)
 
     def _failed_to_start(self, worker: _Worker, reason: str) -> None:
         self._dismiss(worker)
@@ -206,6 +268,8 @@ class _Driver:
 
     def _dismiss(self, worker: _Worker) -> None:
         self.crew.remove(worker)
+        if worker.ready_since is not None:
+            self.ready_seconds += time.monotonic() - worker.ready_since
         ray.kill(worker.actor)
 
     def _tell(self, incident: str) -> None:
@@ -216,32 +280,42 @@ class _Driver:
         """Ask busy workers how far they are, without ever waiting for an answer."""
         now = time.monotonic()
         for worker in self.crew:
-            if worker.attempt is None:
-                continue
-            if worker.progress_call is None and now - worker.progress_asked >= PROGRESS_INTERVAL_S:
+            if worker.progress_call is not None:
+                if ray.wait([worker.progress_call], timeout=0)[0]:
+                    _note_progress(worker)
+            elif worker.in_flight and now - worker.progress_asked >= PROGRESS_INTERVAL_S:
                 worker.progress_call, worker.progress_asked = worker.actor.progress.remote(), now
-            elif worker.progress_call is not None and ray.wait([worker.progress_call], timeout=0)[0]:
-                worker.fraction = _answered_fraction(worker.progress_call, worker.fraction)
-                worker.progress_call = None
 
-    def _progress(self) -> RunProgress:
-        busy = [worker for worker in self.crew if worker.attempt is not None]
-        underway = sum(worker.fraction * len(worker.attempt.shard.concepts) for worker in busy if worker.attempt)
-        return RunProgress(
-            committed=len(self.queue.committed),
-            failed=len(self.queue.failures),
-            left=self.queue.left,
-            underway=underway,
-            workers=sum(worker.is_ready for worker in self.crew),
+    def _show(self) -> None:
+        """Tell how far the run is: now and then, and at its end."""
+        now = time.monotonic()
+        if now - self.shown < DISPLAY_INTERVAL_S and self.queue.open_shards:
+            return
+        self.shown = now
+        in_flight = [one for worker in self.crew for one in worker.in_flight.values()]
+        self.on_progress(
+            RunProgress(
+                committed=len(self.queue.committed),
+                failed=len(self.queue.failures),
+                left=self.queue.left,
+                underway=sum(one.fraction * len(one.attempt.shard.concepts) for one in in_flight),
+                workers=sum(worker.ready_since is not None for worker in self.crew),
+            )
         )
 
 
-def _answered_fraction(call: Any, before: float) -> float:
+def _note_progress(worker: _Worker) -> None:
+    """Take down what a worker answered about the shards in its hands."""
+    call, worker.progress_call = worker.progress_call, None
     try:
         answer: Any = ray.get(call)
     except RayError:
-        return before  # the worker is in trouble, which its main call is about to tell
-    return before if answer is None else max(before, min(1.0, answer.fraction))
+        return  # the worker is in trouble, which its other calls are about to tell
+    for one in worker.in_flight.values():
+        said = (answer or {}).get((one.attempt.shard.shard_id, one.attempt.attempt))
+        if said is not None:
+            one.fraction = max(one.fraction, min(1.0, said.fraction))
+            one.committing = said.phase == "commit"
 
 
 def _original(error: RayTaskError) -> BaseException:

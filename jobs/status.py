@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ConceptFailure, InvalidInput, ManifestInvalid
 from ..pipeline.catalog_lease import lease_holder
 from ..pipeline.catalog_store import CatalogStore
-from ..pipeline.commit_record import newest_per_concept
 from ..pipeline.manifest import ManifestRow, read_manifest
 from ..pipeline.reference_images import ReferenceSettings, load_references
 from ..pipeline.report import build_report
 from ..pipeline.run_accounting import RunSummary
-from ..pipeline.shard_commit import read_records
+from ..pipeline.run_spec import RunSpec
+from ..pipeline.shard_commit import read_committed, read_records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class LatestRun:
-    """The newest run of a catalog. `left` concepts are neither done nor failed; `ended` once its summary is written."""
+    """The newest run of a catalog. `left` concepts are neither done nor failed; `ended` once its summary is written.
+
+    `device_busy_share` is known then too: the part of the workers' time in which their devices worked.
+    """
 
     run_id: str
     planned: int
@@ -44,6 +47,7 @@ class LatestRun:
     left: int
     ended: bool
     report: str | None
+    device_busy_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +73,33 @@ def catalog_status(store: CatalogStore, *, now: float | None = None) -> CatalogS
     Raises:
         StoreError: the catalog cannot be read.
     """
-    records = read_records(store)
+    committed = read_committed(store)
     runs = store.run_ids()
-    newest = next((run_id for run_id in reversed(runs) if store.exists(store.run_file(run_id, "plan.json"))), None)
-    latest = _latest_run(store, newest, records) if newest else None
+    newest = _newest_with(store, runs, "plan.json")
+    latest = _latest_run(store, newest, committed.of_run(newest)) if newest else None
     holder = _holder(store, time.time() if now is None else now)
-    return CatalogStatus(store.uri, len(newest_per_concept(records)), len(runs), latest, holder)
+    return CatalogStatus(store.uri, len(committed), len(runs), latest, holder)
 
 
 def latest_report(store: CatalogStore) -> str | None:
     """Where the newest run's report lies, if a run has finished."""
-    for run_id in reversed(store.run_ids()):
-        path = store.run_file(run_id, "report.html")
-        if store.exists(path):
-            return store.url(path)
-    return None
+    run_id = _newest_with(store, store.run_ids(), "report.html")
+    return store.url(store.run_file(run_id, "report.html")) if run_id else None
 
 
-def _latest_run(store: CatalogStore, run_id: str, records: list[Any]) -> LatestRun:
+def _newest_with(store: CatalogStore, run_ids: Sequence[str], document: str) -> str | None:
+    """The newest run that has left this document."""
+    return next((run_id for run_id in reversed(run_ids) if store.exists(store.run_file(run_id, document))), None)
+
+
+def _latest_run(store: CatalogStore, run_id: str, committed: Set[str]) -> LatestRun:
     plan: Mapping[str, Any] = json.loads(store.read(store.run_file(run_id, "plan.json")))
     work = {*plan["train"], *plan["render_only"]}
-    own = [record for record in records if record.run_id == run_id]
-    done = work & {concept.concept_id for record in own for concept in record.concepts}
-    failures = {failure.concept_id: failure for record in own for failure in record.failures}
+    done = work & committed
     summary_file = store.run_file(run_id, "summary.json")
-    ended = store.exists(summary_file)
-    if ended:
-        failures |= {failure.concept_id: failure for failure in RunSummary.from_json(store.read(summary_file)).failed}
+    summary = RunSummary.from_json(store.read(summary_file)) if store.exists(summary_file) else None
+    told = summary.failed if summary else [one for record in read_records(store, run_id) for one in record.failures]
+    failures = {failure.concept_id: failure for failure in told}
     failed = {concept_id: failure for concept_id, failure in sorted(failures.items()) if concept_id not in done}
     unread = [concept_id for concept_id in plan["failed"] if concept_id not in failed]  # known only at the run's end
     report = store.run_file(run_id, "report.html")
@@ -105,8 +109,9 @@ def _latest_run(store: CatalogStore, run_id: str, records: list[Any]) -> LatestR
         done=len(done),
         failed=tuple(failed.values()),
         left=len(work - done - failed.keys()) + len(unread),
-        ended=ended,
+        ended=summary is not None,
         report=store.url(report) if store.exists(report) else None,
+        device_busy_share=summary.device_busy_share if summary else None,
     )
 
 
@@ -131,18 +136,30 @@ def write_report(catalog_uri: str, out: Path, *, manifest_uri: str | None = None
     status = catalog_status(store)
     if not status.concepts and status.latest is None:
         raise InvalidInput(f"there is no catalog at {store.uri}", fix="check the path, or submit a manifest first")
-    failures = status.latest.failed if status.latest else ()
+    failures, settings = status.latest.failed if status.latest else (), _reference_settings(store)
     rows = {row.concept_id: row for row in _manifest_rows(manifest_uri)} if manifest_uri else {}
 
     def references(concept_id: str) -> Sequence[np.ndarray]:
         row = rows.get(concept_id)
-        return load_references(row, ReferenceSettings()) if row else ()
+        return load_references(row, settings) if row else ()
 
     page = build_report(
         store, failures=failures, references=references, concept_ids=rows.keys() if manifest_uri else None, limit=limit
     )
     out.write_text(page, encoding="utf-8")
     return status.concepts
+
+
+def _reference_settings(store: CatalogStore) -> ReferenceSettings:
+    """How the newest run read reference images; the defaults where no run has said so in a way this version reads."""
+    run_id = _newest_with(store, store.run_ids(), "spec.yaml")
+    if run_id is None:
+        return ReferenceSettings()
+    path = store.run_file(run_id, "spec.yaml")
+    try:
+        return RunSpec.from_yaml(store.read(path), name=store.url(path)).references
+    except InvalidInput:
+        return ReferenceSettings()
 
 
 def _manifest_rows(manifest_uri: str) -> Sequence[ManifestRow]:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from rich.console import Console
 
-from ..core.errors import PersresError
+from ..core.errors import PersresError, StoreError
 from ..pipeline.catalog_lease import Lease, hold_lease
 from ..pipeline.catalog_store import CatalogStore
+from ..pipeline.commit_index import COMPACT_AFTER, compact
 from ..pipeline.manifest_row import without_credentials
 from ..pipeline.plan import RunPlan, Shard, make_shards
 from ..pipeline.reference_images import load_references
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 WORKERS_ON_CPU = 2
+PACK_BEFORE_MEASURING = 8
+"""Shards are cut to whole packs of this size where the workers have yet to measure how large theirs are."""
 
 
 class RunStopped(PersresError):
@@ -103,12 +106,13 @@ def _submit(manifest_uri: str, spec: RunSpec, catalog_uri: str, where: WhereToRu
     started = time.monotonic()
     catalog_uri = absolute_uri(catalog_uri)
     store = CatalogStore(catalog_uri)
+    committed = read_committed(store)
     with counting(console, "reading references") as on_digest:
-        prepared = prepare_run(manifest_uri, spec, on_digest=on_digest)
+        prepared = prepare_run(manifest_uri, spec, committed, on_digest=on_digest)
     for warning in prepared.warnings:
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     run_id = new_run_id(store)
-    plan = prepared.plan(read_committed(store))
+    plan = prepared.plan(committed)
     if not plan.has_work and not plan.failures:
         return FinishedRun(_nothing_done(plan, run_id, time.monotonic() - started), None)
     with hold_lease(store, run_id, _owner()) as lease:
@@ -132,26 +136,30 @@ class _Run:
     plan: RunPlan
 
     def carry_out(self, where: WhereToRun, lease: Lease, console: Console, started: float) -> FinishedRun:
-        shards = make_shards(self.plan, self.spec.shard_size)
-        failures, incidents, seconds, workers = (), (), {}, 0
-        if shards:
-            outcome, workers = self._work(shards, where, lease, console)
-            failures, incidents, seconds = outcome.failures, outcome.incidents, outcome.seconds
+        failures, incidents, seconds, ready_seconds, workers = (), (), {}, 0.0, 0
+        if self.plan.has_work:
+            outcome, workers = self._work(where, lease, console)
+            failures, incidents = outcome.failures, outcome.incidents
+            seconds, ready_seconds = outcome.seconds, outcome.ready_seconds
         summary = account_for(
             self.plan,
             read_committed(self.store),
             failures,
             run_id=self.run_id,
             seconds=seconds,
+            ready_seconds=ready_seconds,
             wall_seconds=round(time.monotonic() - started, 3),
             workers=workers,
             versions=_versions(),
         )
-        return FinishedRun(summary, self._record_end(summary, incidents))
+        report = self._record_end(summary, incidents)
+        try:
+            compact(self.store, after=COMPACT_AFTER)
+        except StoreError as error:  # the results are committed, and the next run folds their records
+            console.print(f"warning: {error}", highlight=False, markup=False, soft_wrap=True)
+        return FinishedRun(summary, report)
 
-    def _work(
-        self, shards: Sequence[Shard], where: WhereToRun, lease: Lease, console: Console
-    ) -> tuple[RunOutcome, int]:
+    def _work(self, where: WhereToRun, lease: Lease, console: Console) -> tuple[RunOutcome, int]:
         with _ray(where, self.spec) as (workers, device), _interruptible():
             from .gpu_worker import worker_maker  # Ray reads its environment when it is imported
             from .run_shards import run_shards
@@ -166,7 +174,7 @@ class _Run:
             )
             with RunDisplay(console, len(self.plan.train) + len(self.plan.render_only)) as display:
                 outcome = run_shards(
-                    shards,
+                    shards_of(self.plan, self.spec, workers),
                     make_worker=make_worker,
                     workers=workers,
                     on_progress=display.show,
@@ -225,34 +233,60 @@ def absolute_uri(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
+def shards_of(plan: RunPlan, spec: RunSpec, workers: int) -> list[Shard]:
+    """A plan's shards, as so many workers share them."""
+    asked = spec.training.pack_size
+    return make_shards(
+        plan, spec.shard_size, workers=workers, pack_size=PACK_BEFORE_MEASURING if asked == "auto" else asked
+    )
+
+
+def workers_here(where: WhereToRun, spec: RunSpec) -> int:
+    """How many workers a run on an embedded Ray has on this machine."""
+    gpus, cpus = _devices_here()
+    return where.workers or spec.workers or _default_workers(_device(where.device, gpus), gpus, cpus)
+
+
 def _nothing_done(plan: RunPlan, run_id: str, wall_seconds: float) -> RunSummary:
     return account_for(
-        plan, {}, (), run_id=run_id, seconds={}, wall_seconds=round(wall_seconds, 3), workers=0, versions=_versions()
+        plan,
+        {},
+        (),
+        run_id=run_id,
+        seconds={},
+        ready_seconds=0.0,
+        wall_seconds=round(wall_seconds, 3),
+        workers=0,
+        versions=_versions(),
     )
 
 
 @contextmanager
 def _ray(where: WhereToRun, spec: RunSpec) -> Iterator[tuple[int, Literal["cpu", "cuda"]]]:
     """Ray for the length of a run; yields how many workers to use, and on what."""
-    asked = where.workers or spec.workers
     if where.join_cluster:
         with joined_ray():
             import ray
 
             gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
             device = _device(where.device, gpus)
-            yield asked or _default_workers(device, gpus, cpus), device
+            yield where.workers or spec.workers or _default_workers(device, gpus, cpus), device
         return
-    import torch
-
-    gpus, cpus = torch.cuda.device_count(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    device = _device(where.device, gpus)
-    workers = asked or _default_workers(device, gpus, cpus)
+    gpus, _ = _devices_here()
+    device, workers = _device(where.device, gpus), workers_here(where, spec)
     ray_here: AbstractContextManager[None] = embedded_ray(
         workers, gpus=min(gpus, workers) if device == "cuda" else 0, dashboard=where.dashboard
     )
     with ray_here:
         yield workers, device
+
+
+def _devices_here() -> tuple[int, int]:
+    """GPUs, and CPU cores that this process may use."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return torch.cuda.device_count(), cpus
 
 
 def _device(choice: DeviceChoice, gpus: int) -> Literal["cpu", "cuda"]:

@@ -6,16 +6,15 @@ Only safetensors are ever used: reading a pickle runs whatever its author put in
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import InvalidInput, StoreError
+from .folder_digest import folder_digest
 
 if TYPE_CHECKING:
     from .run_spec import RunSpec
@@ -76,7 +75,7 @@ def resolve_model(name: str, revision: str | None = None, *, role: Role = "base_
     if is_folder:
         folder = Path(name).expanduser()
         files = _checked_files(folder, name, role)
-        return ResolvedModel(str(folder), _content_digest(folder, files))
+        return ResolvedModel(str(folder), folder_digest(folder, files))
     if name.startswith(("/", ".", "~")) or name.count("/") != 1 or "://" in name:
         near = difflib.get_close_matches(name, [SPRITEWORLD], n=1)
         choices = "give 'spriteworld', an existing folder, or a Hub id 'owner/name'"
@@ -162,16 +161,3 @@ def _visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden:
             yield path
-
-
-def _content_digest(folder: Path, files: list[Path]) -> str:
-    """One digest over the files' relative names and bytes; neither the folder's own place nor any time counts."""
-    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock, and weights are gigabytes
-        digests = list(pool.map(_file_digest, files))
-    named = sorted((file.relative_to(folder).as_posix(), digest) for file, digest in zip(files, digests, strict=True))
-    return "sha256:" + hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -39,6 +39,7 @@ class CatalogStore:
     """
 
     COMMITS = "commits/"
+    INDEX = "index/"
     LEASES = "lease/"
     RUNS = "runs/"
 
@@ -60,15 +61,23 @@ class CatalogStore:
 
     def residual_file(self, run_id: str, shard_id: str, attempt: str) -> str:
         """Where one attempt at a shard puts its residuals."""
-        return f"residuals/{_attempt_name(run_id, shard_id, attempt)}.parquet"
+        return f"residuals/{_joined(run_id, shard_id, attempt)}.parquet"
 
     def rendering_file(self, run_id: str, shard_id: str, attempt: str) -> str:
         """Where one attempt at a shard puts its renderings."""
-        return f"renderings/{_attempt_name(run_id, shard_id, attempt)}.parquet"
+        return f"renderings/{_joined(run_id, shard_id, attempt)}.parquet"
 
     def commit_record(self, run_id: str, shard_id: str, attempt: str) -> str:
         """Where one attempt at a shard is declared done."""
-        return f"{self.COMMITS}{_attempt_name(run_id, shard_id, attempt)}.json"
+        return f"{self.COMMITS}{_joined(run_id, shard_id, attempt)}.json"
+
+    def index_file(self, run_id: str, token: str) -> str:
+        """A snapshot of the commit index: the newest run it covers, and a word that makes its name its own."""
+        return f"{self.INDEX}{_joined(run_id, token)}.parquet"
+
+    def pack_size_file(self, digest: str) -> str:
+        """The pack size that was measured for a device and a model; `digest` says for which."""
+        return f"pack_sizes/{_name(digest)}.json"
 
     def run_file(self, run_id: str, name: str) -> str:
         """A document about a run, such as `summary.json` or `report.html`."""
@@ -79,9 +88,9 @@ class CatalogStore:
         return f"{self.LEASES}{generation:08d}.json"
 
     def run_ids(self) -> list[str]:
-        """Every run that left a document or a commit, oldest first."""
+        """Every run that left a document or a loose commit, and the newest of those compacted; oldest first."""
         documents = {path.split("/")[1] for path in self.list(self.RUNS)}
-        commits = {path.removeprefix(self.COMMITS).split("_", 1)[0] for path in self.list(self.COMMITS)}
+        commits = {path.split("/")[1].split("_")[0] for path in (*self.list(self.COMMITS), *self.list(self.INDEX))}
         return sorted(documents | commits)
 
     def url(self, path: str) -> str:
@@ -212,11 +221,11 @@ def _name(text: str) -> str:
     return text
 
 
-def _attempt_name(run_id: str, shard_id: str, attempt: str) -> str:
-    parts = (_name(run_id), _name(shard_id), _name(attempt))
-    if any("_" in part for part in parts):  # it separates them
-        raise ValueError(f"a run, shard or attempt with '_' in its name: {parts}")
-    return "_".join(parts)
+def _joined(*names: str) -> str:
+    """The names of a run, a shard or an attempt as one."""
+    if any("_" in _name(name) for name in names):  # it separates them
+        raise ValueError(f"a run, shard or attempt with '_' in its name: {names}")
+    return "_".join(names)
 
 
 def _secrets_in(uri: str, storage_options: Mapping[str, Any]) -> tuple[str, ...]:

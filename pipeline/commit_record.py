@@ -94,11 +94,20 @@ class ShardCommit:
             raise _damaged(path, error) from error
 
 
+def supersedes(one: tuple[str, str, str], other: tuple[str, str, str]) -> bool:
+    """Whether of two commits of a concept, each a (run id, attempt, shard id), the first is the one that counts.
+
+    A later run wins over an earlier one (run ids sort by time). Within a run the smallest (attempt, shard id) wins:
+    attempts of the same work hold the same results, so this only has to be the same choice everywhere. It is a total
+    order, so the winner of many is the winner of the winners of any parts: compaction may fold them piece by piece.
+    """
+    return one[0] > other[0] or (one[0] == other[0] and one[1:] < other[1:])
+
+
 def newest_per_concept(records: Iterable[ShardCommit]) -> dict[str, CommittedConcept]:
     """The one committed state of every concept, sorted by concept id, whatever the order of `records`.
 
-    A later run wins over an earlier one (run ids sort by time). Within a run the smallest (attempt, shard id) wins:
-    attempts of the same work hold the same results, so this only has to be the same choice everywhere.
+    By `supersedes`, in the most obvious way; `CommittedConcepts` makes the same choice among millions.
     """
     winners: dict[str, CommittedConcept] = {}
     by_attempt = sorted(records, key=lambda record: (record.attempt, record.shard_id))

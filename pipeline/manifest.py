@@ -1,26 +1,24 @@
 """Read a manifest, the table of requested concepts, and say everything that is wrong with it in one pass.
 
-Parquet is read batch by batch and JSON lines line by line, so that what is held in memory is the rows themselves.
+Parquet is read batch by batch and JSON lines line by line. A `ManifestScan` keeps no row, only what is
+wrong with some; `read_manifest` keeps them all.
 """
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.types as pt
 
-from ..core.concept import expand_template
+from ..core.concept import CONCEPT_ID_PATTERN
 from ..core.errors import ConceptFailure, Problem
+from .manifest_columns import COLUMNS, REQUIRED_COLUMNS, column_problems, missing_columns, unused_columns
 from .manifest_row import (
     ManifestRow,
     ReferenceSource,
@@ -29,23 +27,23 @@ from .manifest_row import (
     shown,
     without_credentials,
 )
+from .prompt_lengths import check_prompt_lengths
 
 __all__ = [
     "ManifestReading",
     "ManifestRow",
+    "ManifestScan",
     "ReferenceSource",
     "check_prompt_lengths",
     "concept_failures",
     "read_manifest",
+    "sound_row_count",
 ]
 
-REQUIRED_COLUMNS = ("concept_id", "macro_class", "reference_images")
-OPTIONAL_COLUMNS = ("prompts", "masks", "seed", "metadata")
-COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
-
+_PARQUET = (".parquet", ".pq")
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
 _BATCH_ROWS = 256
 _INLINE_BYTES_WORTH_A_WARNING = 1 << 30
-_NO_LENGTH_LIMIT = 10**6  # tokenizers without a limit report an astronomical one
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,206 +99,150 @@ def read_manifest(uri: str | os.PathLike[str], *, default_prompts: Sequence[str]
     Returns:
         All rows and all problems. Nothing about the file's content raises; a file that cannot be read is a problem.
     """
-    uri = os.fspath(uri)
-    reading = _Reading(parent_folder(uri), tuple(default_prompts))
-    suffix = os.path.splitext(uri.split("?")[0] if "://" in uri else uri)[1].lower()
-    formats = {".parquet": reading.parquet, ".pq": reading.parquet}
-    formats |= dict.fromkeys((".jsonl", ".ndjson", ".json"), reading.json_lines)
-    if suffix not in formats:
-        what = f"the file type {suffix!r} is not a manifest's"
-        reading.refuse(what, "write it as Parquet (.parquet) or JSON lines (.jsonl)", value=without_credentials(uri))
-        return reading.result()
+    scan = ManifestScan(uri, default_prompts=default_prompts)
+    reading = ManifestReading(problems=scan.problems, warnings=scan.warnings)
+    for row, is_sound in scan:
+        (reading.rows if is_sound else reading.faulty_rows).append(row)
+    return reading
+
+
+def sound_row_count(uri: str) -> int | None:
+    """How many rows a Parquet manifest has, if nothing is wrong with its columns and ids; None: look closer.
+
+    Reads the ids alone, so that a manifest that cannot be used is refused before its references are fetched.
+    """
+    if not uri.endswith(_PARQUET):
+        return None
     try:
         with fsspec.open(uri, "rb") as file:
-            formats[suffix](cast(BinaryIO, file))
-    except FileNotFoundError:
-        reading.refuse("there is no such file", "check the manifest's path", value=without_credentials(uri))
-    except Exception as error:  # Arrow, the store and the codecs each raise their own kinds
-        first_line = (str(error).splitlines() or [""])[0].replace(uri, without_credentials(uri))
-        what = f"the file cannot be read: {type(error).__name__}: {first_line}"
-        reading.refuse(what, "check that it is complete, write it again", value=without_credentials(uri))
-    return reading.result()
+            parquet = pq.ParquetFile(file)
+            if any(column_problems(parquet.schema_arrow)) or any(missing_columns(parquet.schema_arrow.names)):
+                return None
+            ids = parquet.read(["concept_id"]).column(0).to_pylist()
+    except Exception:  # whatever it is, a full scan says it better
+        return None
+    sound = all(one is not None and CONCEPT_ID_PATTERN.fullmatch(one) for one in ids) and len(set(ids)) == len(ids)
+    return len(ids) if sound and ids else None
 
 
-class _Reading:
-    """The state of one pass over a manifest."""
+class ManifestScan:
+    """One pass over a manifest, as `read_manifest` makes it, that keeps no rows.
 
-    def __init__(self, folder: str, default_prompts: tuple[str, ...]) -> None:
-        self._folder = folder
-        self._default_prompts = default_prompts
-        self._reading = ManifestReading()
-        self._first_row_of: dict[str, int] = {}
-        self._unusable: set[str] = set()
+    Iterating, once, gives (row, whether it is without problems) for every row that could be made out, in order.
+    After the last one `problems` and `warnings` are complete and sorted by row.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> None:
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.row_count = 0
         self._inline_bytes = 0
+        self._uri = os.fspath(uri)
+        self._folder = parent_folder(self._uri)
+        self._default_prompts = tuple(default_prompts)
+        self._first_row_of: dict[str, int] = {}
+        self._unusable: frozenset[str] = frozenset()
         self._rows_are_unreadable = False
+        self._has_masks = False
 
-    def refuse(
-        self, reason: str, fix: str, *, column: str | None = None, value: str = "", row: int | None = None
-    ) -> None:
-        self._rows_are_unreadable |= column is None
-        self._reading.problems.append(Problem(reason, fix, "manifest", row, None, column, value))
+    @property
+    def manifest_problems(self) -> list[Problem]:
+        """The problems for which a run must not start."""
+        return [problem for problem in self.problems if problem.level == "manifest"]
 
-    def parquet(self, file: BinaryIO) -> None:
+    def __iter__(self) -> Iterator[tuple[ManifestRow, bool]]:
+        uri = self._uri
+        suffix = os.path.splitext(uri.split("?")[0] if "://" in uri else uri)[1].lower()
+        formats = dict.fromkeys(_PARQUET, self._parquet) | dict.fromkeys(_JSON_LINES, self._json_lines)
+        if suffix not in formats:
+            what = f"the file type {suffix!r} is not a manifest's"
+            self._refuse(what, "write it as Parquet (.parquet) or JSON lines (.jsonl)")
+            return
+        try:
+            with fsspec.open(uri, "rb") as file:
+                yield from formats[suffix](cast(BinaryIO, file))
+        except FileNotFoundError:
+            self._refuse("there is no such file", "check the manifest's path")
+        except Exception as error:  # Arrow, the store and the codecs each raise their own kinds
+            first_line = (str(error).splitlines() or [""])[0].replace(uri, without_credentials(uri))
+            what = f"the file cannot be read: {type(error).__name__}: {first_line}"
+            self._refuse(what, "check that it is complete, write it again")
+        self._complete()
+
+    def _parquet(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         parquet = pq.ParquetFile(file)
-        schema = parquet.schema_arrow
-        self._name_unknown(schema.names)
-        for name, count in Counter(schema.names).items():
-            if name in COLUMNS and count > 1:
-                self._unusable.add(name)
-                self.refuse(f"the column {name} is there {count} times", "keep one", column=name)
-        for name in set(COLUMNS) & set(schema.names) - self._unusable:
-            kind = schema.field(name).type
-            expected, fits = _COLUMN_TYPES[name]
-            if not fits(kind):
-                self._unusable.add(name)
-                self.refuse(f"the column is not {expected}", f"cast it to {expected}", column=name, value=str(kind))
-        self._name_missing(schema.names)
-        usable = [name for name in COLUMNS if name in schema.names and name not in self._unusable]
-        row = 0
+        names = parquet.schema_arrow.names
+        self.warnings.extend(unused_columns(names))
+        self._report_columns([*column_problems(parquet.schema_arrow), *missing_columns(names)])
+        usable = [name for name in COLUMNS if name in names and name not in self._unusable]
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
             for values in batch.to_pylist():
-                self._add(values, row)
-                row += 1
+                yield self._parsed(values)
 
-    def json_lines(self, file: BinaryIO) -> None:
+    def _json_lines(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         names: dict[str, None] = {}
-        row = 0
         for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
             if not line.strip():
                 continue
-            values = self._json_object(line, number, row)
+            values = self._json_object(line, number)
             if values is not None:
                 names.update(dict.fromkeys(values))
-                self._add(values, row)
-            row += 1
-        self._name_unknown(names)
+                yield self._parsed(values)
+        self.warnings.extend(unused_columns(names))
         if names:  # a column that no line has is one problem, not one a row
-            self._reading.problems[:] = [
+            self.problems[:] = [
                 problem
-                for problem in self._reading.problems
+                for problem in self.problems
                 if problem.column in names or problem.column not in REQUIRED_COLUMNS
             ]
-            self._name_missing(names)
+            self._report_columns([*missing_columns(names)])
 
-    def result(self) -> ManifestReading:
-        reading = self._reading
-        if not reading.row_count and not self._rows_are_unreadable:
-            self.refuse("the manifest has no rows", "add a row for every concept")
+    def _complete(self) -> None:
+        if not self.row_count and not self._rows_are_unreadable:
+            self._refuse("the manifest has no rows", "add a row for every concept", value="")
         if self._inline_bytes > _INLINE_BYTES_WORTH_A_WARNING:
-            gibibytes = self._inline_bytes / 2**30
-            reading.warnings.append(
-                f"{gibibytes:.1f} GiB of images are inside the manifest and held in memory; images behind URIs are not"
+            self.warnings.append(
+                f"{self._inline_bytes / 2**30:.1f} GiB of images are inside the manifest; those of all concepts that "
+                "need work are held in memory, images behind URIs are not"
             )
-        if any(row.masks for row in reading.rows):
-            reading.warnings.append("masks are checked, but training does not use them yet")
+        if self._has_masks:
+            self.warnings.append("masks are checked, but training does not use them yet")
         order = {name: index for index, name in enumerate(COLUMNS)}
-        reading.problems.sort(key=lambda p: (-1 if p.row is None else p.row, order.get(p.column or "", -1)))
-        return reading
+        self.problems.sort(key=lambda p: (-1 if p.row is None else p.row, order.get(p.column or "", -1)))
 
-    def _add(self, values: dict[str, Any], row: int) -> None:
+    def _parsed(self, values: dict[str, Any]) -> tuple[ManifestRow, bool]:
+        row, self.row_count = self.row_count, self.row_count + 1
         parsed, problems = parse_row(
-            values,
-            row=row,
-            folder=self._folder,
-            default_prompts=self._default_prompts,
-            unusable=frozenset(self._unusable),
+            values, row=row, folder=self._folder, default_prompts=self._default_prompts, unusable=self._unusable
         )
         first = self._first_row_of.setdefault(parsed.concept_id, row) if parsed.concept_id else row
         if first != row:
             reason, fix = f"the id is already used by row {first}", "give each concept one row and its own id"
             problems.append(Problem(reason, fix, "manifest", row, parsed.concept_id, "concept_id", parsed.concept_id))
-        self._inline_bytes += sum(len(source.data or b"") for source in parsed.reference_images)
-        (self._reading.faulty_rows if problems else self._reading.rows).append(parsed)
-        self._reading.problems.extend(problems)
+        for source in parsed.reference_images:
+            if source.data is not None:
+                self._inline_bytes += len(source.data)
+        self._has_masks |= bool(parsed.masks) and not problems
+        self.problems.extend(problems)
+        return parsed, not problems
 
-    def _json_object(self, line: str, number: int, row: int) -> dict[str, Any] | None:
-        fix = "write one JSON object a line, without commas or brackets around the lines"
+    def _json_object(self, line: str, number: int) -> dict[str, Any] | None:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            self.refuse(f"line {number} is not JSON: {shown(str(error))}", fix, value=shown(line.strip()), row=row)
-            return None
-        if not isinstance(values, dict):
-            self.refuse(f"line {number} is not a JSON object", fix, value=shown(line.strip()), row=row)
-            return None
-        return values
+            return self._refuse_line(f"line {number} is not JSON: {shown(str(error))}", line)
+        return values if isinstance(values, dict) else self._refuse_line(f"line {number} is not a JSON object", line)
 
-    def _name_unknown(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in COLUMNS and not name.startswith("__index_level_"):  # pandas' row labels
-                known = ", ".join(COLUMNS)
-                self._reading.warnings.append(f"the column {name!r} is not used; a manifest's columns are {known}")
+    def _refuse_line(self, reason: str, line: str) -> None:
+        fix = "write one JSON object a line, without commas or brackets around the lines"
+        self._refuse(reason, fix, value=shown(line.strip()), row=self.row_count)
+        self.row_count += 1
 
-    def _name_missing(self, names: Iterable[str]) -> None:
-        names = tuple(names)
-        for column in REQUIRED_COLUMNS:
-            if column not in names:
-                self._unusable.add(column)
-                near = difflib.get_close_matches(column, [name for name in names if name not in COLUMNS], n=1)
-                fix = f"rename the column {near[0]!r} to {column!r}" if near else f"add the column {column!r}"
-                self.refuse("the column is missing", fix, column=column)
+    def _refuse(self, reason: str, fix: str, *, value: str | None = None, row: int | None = None) -> None:
+        shown_value = without_credentials(self._uri) if value is None else value
+        self._rows_are_unreadable = True
+        self.problems.append(Problem(reason, fix, "manifest", row, None, None, shown_value))
 
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pt.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
-
-
-def _is_list(kind: pa.DataType, item: Callable[[pa.DataType], bool]) -> bool:
-    shapes = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
-    return any(is_shape(kind) for is_shape in shapes) and (pt.is_null(kind.value_type) or item(kind.value_type))
-
-
-def _is_source(kind: pa.DataType) -> bool:
-    """A URI, or the struct that Hugging Face `datasets` writes for an image."""
-    if not pt.is_struct(kind):
-        return _is_text(kind)
-    return {"bytes", "path"} & {kind.field(index).name for index in range(kind.num_fields)} != set()
-
-
-def _optional(fits: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
-    return lambda kind: pt.is_null(kind) or fits(kind)
-
-
-_IMAGES = "a list of strings or of structs {bytes, path}"
-_COLUMN_TYPES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
-    "concept_id": ("a string", _is_text),
-    "macro_class": ("a string", _is_text),
-    "reference_images": (_IMAGES, lambda kind: _is_list(kind, _is_source)),
-    "prompts": ("a list of strings", _optional(lambda kind: _is_list(kind, _is_text))),
-    "masks": (_IMAGES, _optional(lambda kind: _is_list(kind, _is_source))),
-    "seed": ("an integer", _optional(lambda kind: pt.is_integer(kind) or pt.is_floating(kind))),
-    "metadata": ("a map of strings", _optional(lambda kind: pt.is_map(kind) or pt.is_struct(kind))),
-}
-
-
-def check_prompt_lengths(
-    rows: Iterable[ManifestRow], tokenizer: Any, identifier_token: str, *, training_prompt: str | None = None
-) -> list[Problem]:
-    """The prompts that the text encoder would cut off, once the concept's words are in them.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer; its `model_max_length` is the limit, start and end tokens included.
-        identifier_token: the word that stands for V*.
-        training_prompt: the template that every concept is trained with, to be checked too.
-    """
-    limit = int(tokenizer.model_max_length)
-    if limit > _NO_LENGTH_LIMIT:
-        return []
-    lengths: dict[str, int] = {}
-    problems = []
-    for row in rows:
-        templates = [("prompts", prompt) for prompt in row.prompts]
-        if training_prompt is not None:
-            templates.append(("macro_class", training_prompt))
-        for column, template in templates:
-            text = expand_template(template, identifier_token, row.macro_class)
-            if text not in lengths:
-                lengths[text] = len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
-            if lengths[text] > limit:
-                what = "prompt" if column == "prompts" else "training prompt"
-                reason = f"the {what} is {lengths[text]} tokens long, the text encoder reads {limit}"
-                fix = f"shorten it by {lengths[text] - limit}"
-                problems.append(Problem(reason, fix, "concept", row.row, row.concept_id, column, shown(text)))
-    return problems
+    def _report_columns(self, problems: list[Problem]) -> None:
+        self._unusable |= {problem.column for problem in problems if problem.column}
+        self.problems.extend(problems)

@@ -29,6 +29,7 @@ _DEFINITE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotAD
 _CONTENT_TAGS = ("md5Hash", "ETag", "etag")
 _TIME_TAGS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 _THREADS = 8
+_DIGESTS_REMEMBERED = 65_536
 
 _Result = TypeVar("_Result")
 
@@ -98,39 +99,69 @@ def digest_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[st
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DigestedRows:
-    """`digests`: concept id -> `digest_references`. `failures`: the concepts for which that was not possible."""
+class ReferenceDigests:
+    """`digest_references` for many rows, in threads; an image that many rows name is looked at once.
 
-    digests: dict[str, tuple[str, ...]]
-    failures: tuple[ConceptFailure, ...]
-
-
-def digest_rows(
-    rows: Sequence[ManifestRow],
-    settings: ReferenceSettings,
-    *,
-    threads: int = _THREADS,
-    on_progress: OnProgress | None = None,
-) -> DigestedRows:
-    """`digest_references` for many rows, in threads; `on_progress(done, total)` counts rows.
-
-    Nothing raises: where a store does not answer, that is the failure of the row that needed it.
+    Use it as a context, which ends its threads.
     """
 
-    def digest(row: ManifestRow) -> tuple[str, ...] | ConceptFailure:
-        try:
-            return digest_references(row, settings)
-        except PersresError as error:
-            return ConceptFailure(row.concept_id, "load", error.message, error.fix or "")
+    def __init__(self, settings: ReferenceSettings, *, threads: int = _THREADS) -> None:
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="references")
+        self._known: dict[str, str] = {}  # by URI
 
-    digests, failures = {}, []
-    for row, outcome in zip(rows, _in_threads(digest, rows, threads, on_progress), strict=True):
-        if isinstance(outcome, ConceptFailure):
-            failures.append(outcome)
-        else:
-            digests[row.concept_id] = outcome
-    return DigestedRows(digests, tuple(failures))
+    def __enter__(self) -> ReferenceDigests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def of_rows(self, rows: Iterable[ManifestRow]) -> Iterator[tuple[str, ...] | ConceptFailure]:
+        """The digests of every row's images, in order; where that is not possible, the row's failure.
+
+        Nothing raises: where a store does not answer, that is the failure of the rows that needed it. Meant to be
+        called with some thousand rows at a time, whose images are fetched concurrently.
+        """
+        rows = list(rows)
+        new = dict.fromkeys(source for row in rows for source in row.reference_images if not self._remembered(source))
+        arriving = zip(new, self._pool.map(self._outcome, new), strict=True)
+        outcomes: dict[ReferenceSource, str | PersresError] = {}
+        for row in rows:
+            yield self._of_row(row, outcomes, arriving)
+        if len(self._known) > _DIGESTS_REMEMBERED:
+            self._known.clear()
+        for source, outcome in outcomes.items():  # a failure is not remembered: a store may answer the next time
+            if source.uri and source.data is None and isinstance(outcome, str):
+                self._known[source.uri] = outcome
+
+    def _outcome(self, source: ReferenceSource) -> str | PersresError:
+        try:
+            return _digest(source, self._settings)
+        except PersresError as error:
+            return error
+
+    def _remembered(self, source: ReferenceSource) -> str | None:
+        return self._known.get(source.uri) if source.uri and source.data is None else None
+
+    def _of_row(
+        self,
+        row: ManifestRow,
+        outcomes: dict[ReferenceSource, str | PersresError],
+        arriving: Iterator[tuple[ReferenceSource, str | PersresError]],
+    ) -> tuple[str, ...] | ConceptFailure:
+        """The row's digests, waiting only for the images it needs: the rest of its portion may still be under way."""
+        digests = []
+        for index, source in enumerate(row.reference_images):
+            digest = self._remembered(source)
+            if digest is None:
+                while source not in outcomes:
+                    outcomes.update([next(arriving)])
+                digest = outcomes[source]
+            if isinstance(digest, PersresError):
+                reason = f"reference_images[{index}] {source.label}: {digest.message}"
+                return ConceptFailure(row.concept_id, "load", reason, digest.fix or "")
+            digests.append(digest)
+        return tuple(digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,23 +257,28 @@ def _fetch(source: ReferenceSource, settings: ReferenceSettings) -> bytes:
     if source.data is not None:
         _check_bytes(len(source.data), settings)
         return source.data
+    return _at_store(source, settings, lambda fs, path: _read(fs, path, settings))
 
-    def read(fs: Any, path: str) -> bytes:
-        with fs.open(path, "rb") as file:
-            _check_bytes(getattr(file, "size", None), settings)
-            data = file.read(settings.max_bytes + 1)  # the size is a claim; this is what holds
-        _check_bytes(len(data), settings)
-        return data
 
-    return _at_store(source, settings, read)
+def _read(fs: Any, path: str, settings: ReferenceSettings) -> bytes:
+    with fs.open(path, "rb") as file:
+        _check_bytes(getattr(file, "size", None), settings)
+        data = file.read(settings.max_bytes + 1)  # the size is a claim; this is what holds
+    _check_bytes(len(data), settings)
+    return data
 
 
 def _digest(source: ReferenceSource, settings: ReferenceSettings) -> str:
-    if source.data is None and settings.digest != "content":
-        tag = _at_store(source, settings, lambda fs, path: _store_tag(fs.info(path), path, settings))
-        if tag is not None:
-            return tag
-    data = _fetch(source, settings)
+    if source.data is not None or settings.digest == "content":
+        return _content_digest(_fetch(source, settings))
+
+    def look(fs: Any, path: str) -> str:
+        return _store_tag(fs.info(path), path, settings) or _content_digest(_read(fs, path, settings))
+
+    return _at_store(source, settings, look)
+
+
+def _content_digest(data: bytes) -> str:
     if not data:
         raise refused("the file is empty (0 bytes)", "upload it again")
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

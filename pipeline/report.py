@@ -7,9 +7,10 @@ gives the same bytes. Images are WebP thumbnails: a page about two hundred conce
 from __future__ import annotations
 
 import base64
+import heapq
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
@@ -115,17 +116,18 @@ def build_report(
     committed = read_committed(store)
     failed = {failure.concept_id for failure in failures}
     in_scope = committed.keys() if concept_ids is None else committed.keys() & set(concept_ids)
-    done = [committed[concept_id] for concept_id in sorted(in_scope - failed)]
-    shown = sorted(done, key=_worst_first)[:limit]
+    averages = _Averages()  # in one pass: a catalog may hold a million concepts
+    done = (concept for name, concept in committed.items() if name in in_scope and name not in failed)
+    shown = heapq.nsmallest(limit, averages.over(done), key=_worst_first)
     shown.sort(key=lambda concept: (not _below_gate(concept), concept.concept_id))
-    variants = variant_averages(done)
+    variants = averages.lines()
     return _template().render(
         catalog=store.uri,
         summary=summary,
         failures=[_failure_card(failure, references, failure.concept_id in committed) for failure in failures],
         concepts=[_concept_card(store, concept, references) for concept in shown],
-        concept_count=len(done),
-        image_count=sum(scores.images for concept in done for scores in concept.scores.values()),
+        concept_count=averages.concepts,
+        image_count=sum(line.images for line in variants),
         variants=variants,
         gated=any(line.passed is not None for line in variants),
     )
@@ -153,29 +155,64 @@ def _variant_order(variants: Iterable[str]) -> list[str]:
 
 def variant_averages(concepts: Iterable[CommittedConcept]) -> list[VariantLine]:
     """Averages over all renderings of `concepts`, a line per variant: base model, residual, residual with LAG."""
-    concepts = tuple(concepts)
-    lines = []
-    for variant in _variant_order({variant for concept in concepts for variant in concept.scores}):
-        scores = [concept.scores[variant] for concept in concepts if variant in concept.scores]
+    averages = _Averages()
+    for _ in averages.over(concepts):
+        pass
+    return averages.lines()
+
+
+@dataclass(slots=True)
+class _WeightedMean:
+    total: float = 0.0
+    weights: int = 0
+
+    def add(self, score: float | None, weight: int) -> None:
+        if score is not None:
+            self.total += score * weight
+            self.weights += weight
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.weights if self.weights else None
+
+
+@dataclass(slots=True)
+class _VariantSums:
+    images: int = 0
+    passed: int | None = None
+    prompt_score: _WeightedMean = field(default_factory=_WeightedMean)
+    identity_score: _WeightedMean = field(default_factory=_WeightedMean)
+
+    def add(self, scores: VariantScores) -> None:
+        self.images += scores.images
+        self.prompt_score.add(scores.prompt_score, scores.images)
+        self.identity_score.add(scores.identity_score, scores.images)
+        if scores.passed is not None:
+            self.passed = (self.passed or 0) + scores.passed
+
+
+@dataclass(slots=True)
+class _Averages:
+    """Sums over concepts that pass by."""
+
+    concepts: int = 0
+    sums: dict[str, _VariantSums] = field(default_factory=dict)
+
+    def over(self, concepts: Iterable[CommittedConcept]) -> Iterator[CommittedConcept]:
+        """The same concepts, each counted as it is handed on."""
+        for concept in concepts:
+            self.concepts += 1
+            for variant, scores in concept.scores.items():
+                self.sums.setdefault(variant, _VariantSums()).add(scores)
+            yield concept
+
+    def lines(self) -> list[VariantLine]:
+        return [self._line(variant) for variant in _variant_order(self.sums)]
+
+    def _line(self, variant: str) -> VariantLine:
         label, meaning = _VARIANTS.get(variant, (variant, ""))
-        passed = [score.passed for score in scores if score.passed is not None]
-        lines.append(
-            VariantLine(
-                label,
-                meaning,
-                images=sum(score.images for score in scores),
-                prompt_score=_weighted_mean((score.prompt_score, score.images) for score in scores),
-                identity_score=_weighted_mean((score.identity_score, score.images) for score in scores),
-                passed=sum(passed) if passed else None,
-            )
-        )
-    return lines
-
-
-def _weighted_mean(scores: Iterable[tuple[float | None, int]]) -> float | None:
-    known = [(score, weight) for score, weight in scores if score is not None]
-    weights = sum(weight for _, weight in known)
-    return sum(score * weight for score, weight in known) / weights if weights else None
+        sums = self.sums[variant]
+        return VariantLine(label, meaning, sums.images, sums.prompt_score.mean, sums.identity_score.mean, sums.passed)
 
 
 def _final_scores(concept: CommittedConcept) -> VariantScores | None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from ..core.errors import ConceptFailure, PersresError
 from .commit_record import CommittedConcept
 from .plan import PlannedConcept, RunPlan
+from .shard_work import DEVICE_PHASES
 
 
 class AccountingError(PersresError):
@@ -24,7 +25,9 @@ class RunSummary:
     """How a run ended; stored as `runs/<run id>/summary.json`.
 
     `rows` are the manifest's; `current` had nothing to do; `removed` are in the catalog but no longer in the manifest.
-    `seconds` are summed over workers, by phase; `wall_seconds` is how long the run took.
+    `seconds` are summed over workers, by phase; `wall_seconds` is how long the run took. `device_busy_share` is the
+    part of the workers' time, from the moment each had loaded its model, in which their devices trained, rendered or
+    scored what was then committed; None where no worker was needed.
     """
 
     run_id: str
@@ -36,6 +39,7 @@ class RunSummary:
     seconds: Mapping[str, float] = field(default_factory=dict)
     wall_seconds: float = 0.0
     workers: int = 0
+    device_busy_share: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -68,6 +72,7 @@ def account_for(
     *,
     run_id: str,
     seconds: Mapping[str, float],
+    ready_seconds: float,
     wall_seconds: float,
     workers: int,
     versions: Mapping[str, str],
@@ -78,6 +83,8 @@ def account_for(
         committed: what the catalog holds after the run (`read_committed`).
         failures: of this run's attempts. A concept that failed in one attempt and is committed by another counts as
             committed; the plan's own failures need not be repeated.
+        seconds: what workers spent, by phase, summed over them.
+        ready_seconds: how long workers were there with their model loaded, summed over them.
 
     Raises:
         AccountingError: a planned concept is neither committed under its fingerprints nor failed, or a failure names a
@@ -108,10 +115,19 @@ def account_for(
         seconds=dict(seconds),
         wall_seconds=wall_seconds,
         workers=workers,
+        device_busy_share=device_busy_share(seconds, ready_seconds),
         versions=dict(versions),
     )
     summary.check()
     return summary
+
+
+def device_busy_share(seconds: Mapping[str, float], ready_seconds: float) -> float | None:
+    """The part of the workers' time in which their devices worked, 0 to 1; None where there was no worker."""
+    if ready_seconds <= 0:
+        return None
+    busy = sum(seconds.get(phase, 0.0) for phase in DEVICE_PHASES)
+    return round(min(1.0, busy / ready_seconds), 4)
 
 
 def _is_done(planned: PlannedConcept, committed: Mapping[str, CommittedConcept]) -> bool:

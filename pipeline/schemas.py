@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from .commit_record import CommittedConcept, ShardCommit, VariantScores
+
 SCHEMA_VERSION = 1
 
 
@@ -74,6 +76,18 @@ def _schema(columns: list[pa.Field], features: Mapping[str, Any] | None = None) 
 RANKS = pa.list_(pa.struct([("layer", pa.string()), ("rank", pa.int32())]))
 PAIRS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SCORES = pa.list_(
+    pa.struct(
+        [
+            ("variant", pa.string()),
+            ("images", pa.int32()),
+            ("prompt_score", pa.float64()),
+            ("identity_score", pa.float64()),
+            ("passed", pa.int32()),
+        ]
+    )
+)
+REPEATED = pa.dictionary(pa.int32(), pa.string())  # a text that many rows share is kept once
 
 MANIFEST = _schema([
     _column("concept_id", pa.string(), "unique name of the concept: letters, digits, '.', '_', '-', at most 128"),
@@ -124,6 +138,21 @@ RENDERINGS = _schema(
     features={"image": {"_type": "Image"}},
 )
 
+INDEX = _schema([
+    _column("concept_id", pa.string(), "the manifest's concept"),
+    _column("macro_class", REPEATED, "its category noun"),
+    _column("training_fingerprint", pa.string(), "digest of everything that determines the residual"),
+    _column("rendering_fingerprint", pa.string(), "digest of everything that determines the renderings"),
+    _column("residual_file", REPEATED, "where in the catalog the residual's row is"),
+    _column("residual_row", pa.int32(), "which row of that file, from 0"),
+    _column("rendering_file", REPEATED, "where the renderings are; null: the concept has no prompts"),
+    _column("rendering_rows", pa.list_(pa.int32()), "the first of their rows in that file, and how many they are"),
+    _column("scores", SCORES, "means over the concept's renderings of each variant; null: not scored or no gate"),
+    _column("run_id", REPEATED, "the run that committed this"),
+    _column("attempt", REPEATED, "which of its attempts"),
+    _column("shard_id", REPEATED, "at which shard"),
+])  # fmt: skip
+
 
 def residual_table(rows: Iterable[ResidualRow]) -> pa.Table:
     """Rows as an Arrow table of schema `RESIDUALS`."""
@@ -168,5 +197,40 @@ def _rendering_record(row: RenderingRow) -> dict[str, Any]:
     return record
 
 
-def _shallow_dict(row: ResidualRow | RenderingRow) -> dict[str, Any]:
+def _shallow_dict(row: ResidualRow | RenderingRow | VariantScores) -> dict[str, Any]:
     return {column.name: getattr(row, column.name) for column in fields(row)}  # asdict would copy megabytes of image
+
+
+def index_table(records: Iterable[ShardCommit]) -> pa.Table:
+    """Every concept of some commit records as an Arrow table of schema `INDEX`, in their order."""
+    names = [column.name for column in fields(CommittedConcept)]
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX.names}
+    for record in records:
+        for concept in record.concepts:
+            for name in names:
+                columns[name].append(getattr(concept, name))
+        for name in ("run_id", "attempt", "shard_id"):
+            columns[name].extend([getattr(record, name)] * len(record.concepts))
+    columns["scores"] = [
+        [{"variant": variant, **_shallow_dict(one)} for variant, one in scores.items()] for scores in columns["scores"]
+    ]
+    return pa.table([pa.array(columns[column.name], column.type) for column in INDEX], schema=INDEX)
+
+
+def committed_concepts(table: pa.Table, *, scores: bool = True) -> list[CommittedConcept]:
+    """What the rows of a table of schema `INDEX` say of their concepts, with or without the scores."""
+    names = [column.name for column in fields(CommittedConcept) if scores or column.name != "scores"]
+    seen: dict[str, str] = {}  # many rows lie in one file: its name is kept once
+    nothing: dict[str, VariantScores] = {}
+    concepts = []
+    for row in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+        values = dict(zip(names, row, strict=True))
+        for name in ("macro_class", "residual_file", "rendering_file"):
+            values[name] = seen.setdefault(values[name], values[name])
+        values["rendering_rows"] = tuple(values["rendering_rows"])
+        if scores:
+            values["scores"] = {one.pop("variant"): VariantScores(**one) for one in values["scores"]}
+        else:
+            values["scores"] = nothing
+        concepts.append(CommittedConcept(**values))
+    return concepts

@@ -2,7 +2,7 @@
 
 Data first, record last: the attempt writes its Parquet files under names nobody else uses, and then one small record
 that names them. A crash before the record leaves files that no reader looks at; after it, everything is there. Two
-attempts, or two runs, never write to the same name, and `commit_record.newest_per_concept` decides between them.
+attempts, or two runs, never write to the same name, and `commit_record.supersedes` decides between them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,19 @@ import pyarrow.parquet as pq
 
 from ..core.errors import ConceptFailure, StoreError
 from .catalog_store import CatalogStore
-from .commit_record import CommittedConcept, ShardCommit, VariantScores, newest_per_concept
+from .commit_index import read_committed, read_records
+from .commit_record import CommittedConcept, ShardCommit, VariantScores
 from .plan import PlannedConcept, Shard
 from .schemas import RenderingRow, ResidualRow, rendering_rows, rendering_table, residual_rows, residual_table
+
+__all__ = [
+    "commit_shard",
+    "read_committed",
+    "read_records",
+    "read_renderings",
+    "read_residual",
+    "read_residual_row",
+]
 
 # One residual is one row group, so reading one concept of a shard is two range reads: the footer and the row.
 RESIDUALS_PER_ROW_GROUP = 1
@@ -80,26 +90,6 @@ def commit_shard(
     record = ShardCommit(run_id, shard.shard_id, attempt, shard.kind, files, tuple(concepts), tuple(failures), seconds)
     store.write(store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
     return record
-
-
-def read_records(store: CatalogStore) -> list[ShardCommit]:
-    """Every commit record of the catalog, in the order of their names.
-
-    Raises:
-        StoreError: a record cannot be read, is damaged, or was written by a newer version.
-    """
-    paths = [path for path in store.list(store.COMMITS) if path.endswith(".json")]
-    texts = store.read_many(paths)
-    return [ShardCommit.from_json(texts[path], path=store.url(path)) for path in paths]
-
-
-def read_committed(store: CatalogStore) -> dict[str, CommittedConcept]:
-    """What the catalog holds, by concept id; an absent catalog holds nothing.
-
-    Raises:
-        StoreError: as for `read_records`.
-    """
-    return newest_per_concept(read_records(store))
 
 
 def read_residual_row(store: CatalogStore, committed: CommittedConcept) -> ResidualRow:

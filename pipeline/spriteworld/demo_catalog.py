@@ -39,13 +39,13 @@ training:
   initialization: zero
   train_identifier: true
   identifier_learning_rate: 0.01
-  pack_size: 3
+  pack_size: 6
 sampling:
   variants: [base, residual, lag]    # to be compared; a catalog in earnest wants lag alone
   guidance_scale: 4.0
   steps: 20
   batch_size: 12
-shard_size: 3
+shard_size: 6
 """
 
 

@@ -86,13 +86,19 @@ def _identity(row: ManifestRow) -> Identity:
 
 
 def _judge(scorer: Scorer, who: Identity, renderings: Sequence[RenderingRow]) -> Iterator[tuple[float, float, bool]]:
-    """(identity, prompt, background right) of every rendering of one concept."""
-    images = scorer.embed_images([_pixels(rendering.image) for rendering in renderings])
+    images = [_pixels(rendering.image) for rendering in renderings]
+    return judge_images(scorer, who, images, [background_asked_for(row.prompt_template) for row in renderings])
+
+
+def judge_images(
+    scorer: Scorer, who: Identity, images: Sequence[np.ndarray], asked_for: Sequence[str]
+) -> Iterator[tuple[float, float, bool]]:
+    """(identity, prompt, background right) of every image of one concept, given the background it was to have."""
+    embedded = scorer.embed_images(images)
     backgrounds = list(BACKGROUND_PHRASES)
     texts = scorer.embed_texts([f"a photo of a {who.macro_class} {BACKGROUND_PHRASES[b][0]}" for b in backgrounds])
     truths: dict[str, Tensor] = {}
-    for rendering, image in zip(renderings, images, strict=True):
-        asked = background_asked_for(rendering.prompt_template)
+    for asked, image in zip(asked_for, embedded, strict=True):
         if asked not in truths:
             drawings = [draw(who, asked, f"truth/{number}")[0] for number in range(TRUE_DRAWINGS)]
             truths[asked] = scorer.embed_images(drawings)

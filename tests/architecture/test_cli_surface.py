@@ -22,7 +22,9 @@ def test_commands_and_options_are_those_we_promise():
     )
 
 
-@pytest.mark.parametrize("command", ["", "demo", "init", "validate", "plan", "submit", "status", "report"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "init", "validate", "plan", "submit", "status", "report", "export", "bench"]
+)
 def test_help_teaches_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])

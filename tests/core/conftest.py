@@ -36,6 +36,16 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return load_tiny(write_tiny_pipeline(tmp_path_factory.mktemp("sd2"), "sd2"))
 
 
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("sdxl"), "sdxl")
+
+
+@pytest.fixture(scope="session")
+def sdxl(sdxl_folder: Path) -> BaseModel:
+    return load_tiny(sdxl_folder)
+
+
 @pytest.fixture(params=["sd1", "sd2"])
 def base(request: pytest.FixtureRequest) -> BaseModel:
     """Both shapes in turn: convolutional proj_out with epsilon, linear proj_out with v-prediction."""

@@ -10,7 +10,13 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persres.core.attention_localization import ConceptLocalization, LocatingAttnProcessor, attend_and_locate, binarize
+from persres.core.attention_localization import (
+    ConceptLocalization,
+    LocatingAttnProcessor,
+    attend_explicitly,
+    attend_with_indicator,
+    binarize,
+)
 from persres.core.attention_localization import observed as observing
 from persres.core.base_model import BaseModel
 
@@ -29,15 +35,28 @@ def slow_concept_attention(query, key, concept_tokens):
     return result
 
 
-def test_concept_attention_equals_the_explicit_sums():
+@pytest.mark.parametrize("attend", [attend_explicitly, attend_with_indicator])
+def test_concept_attention_equals_the_explicit_sums(attend):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 3, 10, 4, generator=generator)
     key, value = torch.randn(2, 2, 3, 7, 4, generator=generator)
     tokens = torch.tensor([[0, 0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]).float()
-    output, attention = attend_and_locate(query, key, value, tokens)
+    output, attention = attend(query, key, value, tokens)
     torch.testing.assert_close(attention, slow_concept_attention(query, key, tokens), rtol=1e-5, atol=1e-6)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_the_fused_kernel_finds_nearly_the_same_positions():
+    generator = torch.Generator().manual_seed(0)
+    query = 2 * torch.randn(4, 8, 256, 40, generator=generator)
+    key, value = torch.randn(2, 4, 8, 77, 40, generator=generator)
+    tokens = torch.zeros(4, 77)
+    tokens[:, 5:8] = 1.0
+    exact = binarize(attend_explicitly(query, key, value, tokens)[1])
+    half = (one.to(torch.bfloat16) for one in (query, key, value))
+    fused = binarize(attend_with_indicator(*half, tokens)[1])
+    assert (exact != fused).float().mean() < 0.02, "only positions at the very edge of the median may change sides"
 
 
 def test_the_processor_computes_what_diffusers_own_computes(base: BaseModel):

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from persres.core.base_model import BaseModel
 from persres.core.errors import ConceptError
@@ -96,6 +96,27 @@ def test_the_residual_variant_is_diffusers_own_pipeline_with_merged_weights(tiny
         "a sks mug on grass", num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="np"
     ).images[0]  # type: ignore[union-attr]
     assert np.abs(ours / 255.0 - theirs).max() < 1.5 / 255
+
+
+def test_the_residual_variant_is_the_xl_pipeline_with_merged_weights(sdxl_folder, sdxl: BaseModel):
+    """Both encoders, the pooled state, the size and the zeroed negative prompt, as diffusers passes them."""
+    residual = initialize_residual(sdxl.target_layers, rank_fraction=0.1, a_std=0.2, seed=1)
+    ours = pictures(sdxl, {"one": residual}, [ask("one", "residual")])[0]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    merge_into_base(dataclasses.replace(sdxl, unet=pipeline.unet), residual)
+    noise = torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(7))[None]
+    theirs = pipeline(
+        "a sks mug on grass", num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="np"
+    ).images[0]  # type: ignore[union-attr]
+    assert np.abs(ours / 255.0 - theirs).max() < 1.5 / 255
+
+
+def test_an_xl_models_masks_come_from_all_blocks_of_a_transformer(sdxl: BaseModel):
+    residual = initialize_residual(sdxl.target_layers, rank_fraction=0.1, a_std=0.5, seed=1)
+    lag, everywhere = pictures(sdxl, {"one": residual}, [ask("one"), ask("one", "residual")])
+    again = pictures(sdxl, {"one": residual}, [ask("one", "base"), ask("one")])[1]
+    assert not np.array_equal(lag, everywhere) and np.array_equal(lag, again)
 
 
 def test_without_guidance_there_is_no_unconditional_half(base: BaseModel, residuals):

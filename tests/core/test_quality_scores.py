@@ -60,6 +60,13 @@ def test_neighbours_change_no_bit(scorer: Scorer):
     assert torch.equal(scorer.embed_texts(texts)[2:], scorer.embed_texts(texts[2:]))
 
 
+def test_pictures_prepared_beforehand_are_embedded_to_the_bit_as_those_that_are_not(scorer: Scorer):
+    many = pictures(7)
+    prepared = scorer.prepare(many)
+    assert prepared.dtype == torch.float32 and prepared.shape[:2] == (7, 3)
+    assert torch.equal(scorer.embed_images(prepared), scorer.embed_images(many))
+
+
 def test_a_picture_is_most_like_itself(scorer: Scorer):
     one = pictures(1)
     assert score_renderings(scorer, one, ["a mug"], one, ScoringSettings())[0].identity == pytest.approx(1.0, abs=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor
 from persres.core.base_model import BaseModel
 from persres.core.errors import PersresError
 from persres.core.residual import Residual, initialize_residual, merge_into_base
-from persres.core.residual_bank import ResidualBank, apply_residuals, attached
+from persres.core.residual_bank import ResidualBank, add_residuals, attached
 
 
 @dataclasses.dataclass
@@ -100,17 +100,22 @@ def test_select_gives_every_group_its_residual(base: BaseModel, residuals):
             assert torch.equal(bank.residual(group).b[name], residuals[slot].b[name])
 
 
-@pytest.mark.parametrize("channels_first", [True, False])
-def test_groups_of_samples_against_a_loop(channels_first: bool):
+@pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
+@pytest.mark.parametrize("layout", ["channels first", "channels last", "sequence"])
+def test_groups_of_samples_against_a_loop(layout: str, masked: bool):
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(2, 6, 2, generator=generator), torch.randn(2, 2, 6, generator=generator)
-    x = torch.randn(6, 6, 4, 5, generator=generator) if channels_first else torch.randn(6, 20, 6, generator=generator)
-    delta = apply_residuals(x, a, b, channels_first)
+    shape = (6, 20, 6) if layout == "sequence" else (6, 6, 4, 5)
+    x, output = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    mask = (torch.rand(6, 20, generator=generator) > 0.5).float() if masked else None
+    if layout == "channels last":
+        x, output = (one.contiguous(memory_format=torch.channels_last) for one in (x, output))
+    summed = add_residuals(output, x, a, b, channels_first=layout != "sequence", mask=mask)
     for sample in range(6):
-        weight = a[sample // 3] @ b[sample // 3]
-        one = x[sample].flatten(1) if channels_first else x[sample].T
-        expected = (weight @ one).view(6, 4, 5) if channels_first else (weight @ one).T
-        torch.testing.assert_close(delta[sample], expected)
+        one = x[sample].T if layout == "sequence" else x[sample].flatten(1)  # [m, N]
+        delta = a[sample // 3] @ b[sample // 3] @ one * (1.0 if mask is None else mask[sample])
+        expected = output[sample] + (delta.T if layout == "sequence" else delta.view(6, 4, 5))
+        torch.testing.assert_close(summed[sample], expected)
 
 
 def test_hooks_are_gone_after_an_error(base: BaseModel, residuals):

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from persres.core.base_model import BaseModel
 from persres.core.concept import derive_seed
-from persres.core.errors import ConceptFailure
+from persres.core.convergence import EarlyStopping
+from persres.core.errors import ConceptFailure, InvalidInput, PersresError
 from persres.core.identifier_token import encode_prompts, tokenize_concept_prompt
+from persres.core.latents import encode_references
 from persres.core.residual import Residual, initialize_residual
-from persres.core.residual_training import TrainedResidual, TrainingRequest, TrainingSettings, train_residuals
+from persres.core.residual_training import (
+    TrainedResidual,
+    TrainingRequest,
+    TrainingSettings,
+    WarmStart,
+    train_residuals,
+)
+from persres.core.training_pack import TrainingPack
 
 MakeRequest = Callable[..., TrainingRequest]
-SETTINGS = TrainingSettings(iterations=4, batch_size=2, pack_size=3, train_identifier=True)
+SETTINGS = TrainingSettings(iterations=4, batch_size=2, train_identifier=True)
 FROZEN_IDENTIFIER = SETTINGS.model_copy(update={"train_identifier": False})
 
 
-def train(base: BaseModel, requests: list[TrainingRequest], settings: TrainingSettings = SETTINGS):
+def train(base: BaseModel, requests: list[TrainingRequest], settings: TrainingSettings = SETTINGS, pack_size: int = 3):
     results = {}
-    for result in train_residuals(base, requests, settings):
+    for result in train_residuals(base, requests, settings, pack_size=pack_size):
         assert isinstance(result, TrainedResidual), result
         results[result.concept_id] = result
     return results
@@ -63,7 +74,7 @@ def test_neighbours_and_slot_change_no_bit(base: BaseModel, make_request: MakeRe
 
 def test_another_pack_size_agrees_within_float_error(base: BaseModel, make_request: MakeRequest):
     packed = train(base, [make_request("one"), make_request("two")])["one"]
-    single = train(base, [make_request("one")], SETTINGS.model_copy(update={"pack_size": 1}))["one"]
+    single = train(base, [make_request("one")], pack_size=1)["one"]
     # Adam divides by the gradient's own size, so last-bit differences of tiny gradients grow to a share of a step.
     assert_same(packed.residual, single.residual, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(packed.losses, single.losses, rtol=1e-4)
@@ -113,12 +124,31 @@ def plain_loop(base: BaseModel, request: TrainingRequest, settings: TrainingSett
     return start, losses
 
 
+def test_an_xl_model_trains_and_neighbours_change_no_bit(sdxl: BaseModel):
+    def request(name: str) -> TrainingRequest:
+        picture = np.random.default_rng(len(name)).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        return TrainingRequest(name, "mug", 0, encode_references(sdxl, [picture]))
+
+    packed = train(sdxl, [request("a"), request("bb"), request("ccc")], FROZEN_IDENTIFIER)
+    alone = train(sdxl, [request("bb")], FROZEN_IDENTIFIER)["bb"]
+    assert_same(packed["bb"].residual, alone.residual)
+    assert len(set(packed["a"].losses.tolist())) == FROZEN_IDENTIFIER.iterations
+
+
+def test_two_text_encoders_and_a_trained_identifier_are_refused(sdxl: BaseModel):
+    with pytest.raises(InvalidInput, match="two text encoders") as caught:
+        TrainingPack(sdxl, SETTINGS, 1)
+    assert "train_identifier: false" in (caught.value.fix or "")
+
+
 def test_one_poisoned_concept_fails_alone(base: BaseModel, make_request: MakeRequest):
     quiet = train(base, [make_request("one"), make_request("two"), make_request("three")])
     poisoned = make_request("two")
     latents = dataclasses.replace(poisoned.latents, mean=torch.full_like(poisoned.latents.mean, float("nan")))
     poisoned = dataclasses.replace(poisoned, latents=latents)
-    one, two, three = train_residuals(base, [make_request("one"), poisoned, make_request("three")], SETTINGS)
+    one, two, three = train_residuals(
+        base, [make_request("one"), poisoned, make_request("three")], SETTINGS, pack_size=3
+    )
     assert isinstance(two, ConceptFailure)
     assert two.stage == "train" and "iteration 0" in two.reason and "learning_rate" in two.fix
     assert isinstance(one, TrainedResidual) and isinstance(three, TrainedResidual)
@@ -138,7 +168,7 @@ def test_a_warm_model_is_pure(base: BaseModel, make_request: MakeRequest):
 
 
 def test_training_lowers_the_loss_on_the_concepts_own_pictures(base: BaseModel, make_request: MakeRequest):
-    settings = TrainingSettings(iterations=60, pack_size=1, learning_rate=1e-2, train_identifier=True)
+    settings = TrainingSettings(iterations=60, learning_rate=1e-2, train_identifier=True)
     still = settings.model_copy(update={"learning_rate": 1e-12, "identifier_learning_rate": 1e-12})
     learned, untrained = (train(base, [make_request("one", references=1)], one)["one"] for one in (settings, still))
     # The same noise and timesteps in both runs, so every pair of losses differs by what was learned alone.
@@ -152,13 +182,121 @@ def test_the_seed_and_the_name_decide_the_noise(base: BaseModel, make_request: M
 
 
 def test_a_zero_start_begins_at_the_base_model(base: BaseModel, make_request: MakeRequest):
-    settings = TrainingSettings(iterations=1, pack_size=1, initialization="zero", learning_rate=1e-3)
+    settings = TrainingSettings(iterations=1, initialization="zero", learning_rate=1e-3)
     result = train(base, [make_request("one")], settings)["one"]
     for name, factor in result.residual.a.items():
         assert factor.abs().max() <= 1.01e-3, f"{name}: Adam's first step is at most the learning rate"
 
 
-@pytest.mark.parametrize("count", [0, 4])
-def test_a_pack_holds_one_to_pack_size_concepts(base: BaseModel, make_request: MakeRequest, count: int):
-    with pytest.raises(ValueError, match="for a pack of 3"):
-        train_residuals(base, [make_request(str(number)) for number in range(count)], SETTINGS)
+def test_a_free_slot_takes_the_next_concept_and_changes_no_bit(base: BaseModel, make_request: MakeRequest):
+    warm = SETTINGS.model_copy(update={"warm_start": WarmStart(iterations=2)})
+    requests = [make_request(f"concept-{number}", references=1 + number % 3) for number in range(7)]
+    start = train(base, [requests[3]])["concept-3"].residual
+    # Two iterations instead of four: the trainings in the pack no longer begin and end together.
+    requests[0], requests[4] = (dataclasses.replace(requests[slot], start=start) for slot in (0, 4))
+    packed = train(base, requests, warm)
+    assert list(packed)[:3] == ["concept-0", "concept-1", "concept-2"]
+    for request in requests:
+        alone = train(base, [request], warm)[request.concept_id]
+        assert len(alone.losses) == (2 if request.start else 4)
+        assert_same(packed[request.concept_id].residual, alone.residual)
+        assert np.array_equal(packed[request.concept_id].losses, alone.losses)
+
+
+def test_a_warm_start_begins_where_the_committed_residual_ended(base: BaseModel, make_request: MakeRequest):
+    warm = SETTINGS.model_copy(update={"warm_start": WarmStart(iterations=1), "learning_rate": 1e-12})
+    warm = warm.model_copy(update={"identifier_learning_rate": 1e-12})
+    start = train(base, [make_request("one")])["one"].residual
+    went_on = train(base, [dataclasses.replace(make_request("one"), start=start)], warm)["one"].residual
+    assert_same(went_on, start, rtol=0, atol=1e-9)
+
+
+EAGER = EarlyStopping(check_every=2, window=2, threshold=0.03, min_iterations=0)
+
+
+def test_early_stopping_does_not_depend_on_the_pack(base: BaseModel, make_request: MakeRequest):
+    settings = SETTINGS.model_copy(update={"early_stopping": EAGER, "iterations": 20, "learning_rate": 1e-2})
+    requests = [make_request(f"concept-{number}", references=1 + number % 2) for number in range(6)]
+    packed = train(base, requests, settings)
+    lengths = {name: len(result.losses) for name, result in packed.items()}
+    assert len(set(lengths.values())) > 1 and all(length % 2 == 0 for length in lengths.values()), lengths
+    for request in requests:
+        alone = train(base, [request], settings)[request.concept_id]
+        assert len(alone.losses) == lengths[request.concept_id]
+        assert_same(packed[request.concept_id].residual, alone.residual)
+
+
+def test_without_convergence_a_check_changes_nothing(base: BaseModel, make_request: MakeRequest):
+    never = EarlyStopping(check_every=2, window=2, threshold=1e-12, min_iterations=0)
+    checked = train(base, [make_request("one")], SETTINGS.model_copy(update={"early_stopping": never}))["one"]
+    assert_same(checked.residual, train(base, [make_request("one")])["one"].residual)
+
+
+def test_checks_have_to_meet_the_last_iteration():
+    with pytest.raises(ValidationError, match=r"iterations \(150\) is not a multiple"):
+        TrainingSettings(early_stopping=EarlyStopping(check_every=7))
+
+
+@contextmanager
+def a_device_with_room_for(base: BaseModel, samples: int) -> Iterator[None]:
+    """A UNet that runs out of memory, as CUDA does, in the middle of a pass with more samples."""
+
+    def allocate(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > samples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    handle = base.unet.conv_out.register_forward_pre_hook(allocate)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_out_of_memory_halves_the_pack_and_loses_nothing(base: BaseModel, make_request: MakeRequest):
+    requests = [make_request(f"concept-{number}") for number in range(5)]
+    sizes: list[int] = []
+    with a_device_with_room_for(base, samples=2 * SETTINGS.batch_size):
+        results = list(train_residuals(base, requests, SETTINGS, pack_size=8, on_smaller_pack=sizes.append))
+    assert sizes == [4, 2]
+    expected = train(base, requests, pack_size=2)
+    assert [result.concept_id for result in results] == [request.concept_id for request in requests]
+    for result in results:
+        assert isinstance(result, TrainedResidual)
+        assert_same(result.residual, expected[result.concept_id].residual)
+
+
+def test_a_device_too_small_for_one_concept_is_named(base: BaseModel, make_request: MakeRequest):
+    with a_device_with_room_for(base, samples=0), pytest.raises(PersresError, match="too little memory") as caught:
+        list(train_residuals(base, [make_request("one")], SETTINGS, pack_size=2))
+    assert "gradient_checkpointing" in (caught.value.fix or "")
+
+
+def test_a_concept_that_cannot_be_started_is_a_failure_and_its_slot_goes_on(base: BaseModel, make_request: MakeRequest):
+    wordy = make_request("wordy", macro_class="very " * 40 + "long mug")
+    results = list(train_residuals(base, [wordy, make_request("one")], SETTINGS, pack_size=1))
+    assert isinstance(results[0], ConceptFailure) and results[0].concept_id == "wordy"
+    assert_same(results[1].residual, train(base, [make_request("one")], pack_size=1)["one"].residual)
+
+
+def test_checkpointed_activations_change_no_bit(base: BaseModel, make_request: MakeRequest):
+    requests = [make_request("one"), make_request("two")]
+    checkpointing = FROZEN_IDENTIFIER.model_copy(update={"gradient_checkpointing": True})
+    plain, checkpointed = train(base, requests, FROZEN_IDENTIFIER), train(base, requests, checkpointing)
+    assert_same(plain["two"].residual, checkpointed["two"].residual)
+    assert not base.unet.is_gradient_checkpointing
+
+
+def test_progress_counts_concept_iterations(base: BaseModel, make_request: MakeRequest):
+    seen: list[int] = []
+    requests = [make_request(str(number)) for number in range(4)]
+    list(train_residuals(base, requests, SETTINGS, pack_size=3, on_step=seen.append))
+    assert seen == [3, 6, 9, 12, 13, 14, 15, 16]
+
+
+def test_no_concepts_no_results(base: BaseModel):
+    assert list(train_residuals(base, [], SETTINGS, pack_size=3)) == []
+
+
+def test_an_empty_pack_is_refused(base: BaseModel, make_request: MakeRequest):
+    with pytest.raises(ValueError, match="pack_size is 0"):
+        next(train_residuals(base, [make_request("one")], SETTINGS, pack_size=0))

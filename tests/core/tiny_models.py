@@ -1,4 +1,4 @@
-"""Base models of Stable Diffusion 1.x and 2.x shape, small enough for a test: random weights, the real classes."""
+"""Base models of Stable Diffusion 1.x, 2.x and XL shape, small enough for a test: random weights, the real classes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from persres.core.base_model import BaseModel, load_base_model
 
-Shape = Literal["sd1", "sd2"]
+Shape = Literal["sd1", "sd2", "sdxl"]
 LENGTH = 16
 WORDS = tuple(
     "a an photo of on in the sks zwx mug dog robot fish car grass sand snow red blue two handled watering can".split()  # noqa: SIM905
@@ -20,12 +34,17 @@ WORDS = tuple(
 
 
 def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Save a StableDiffusionPipeline folder: 16x16 pictures, 8x8 latents, three target layers.
+    """Save a pipeline folder: 16x16 pictures, 8x8 latents, three target layers.
 
-    "sd1": convolutional proj_out and epsilon; "sd2": linear proj_out and v-prediction.
+    "sd1": convolutional proj_out and epsilon; "sd2": linear proj_out and v-prediction; "sdxl": linear proj_out,
+    epsilon, two text encoders, and two blocks in every transformer.
     """
     torch.manual_seed(seed)
-    linear = shape == "sd2"
+    linear, two_encoders = shape != "sd1", shape == "sdxl"
+    xl = {
+        "transformer_layers_per_block": 2, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 24,
+    }  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -34,10 +53,11 @@ def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(32, 40),
         layers_per_block=1,
-        cross_attention_dim=32,
+        cross_attention_dim=64 if two_encoders else 32,
         attention_head_dim=(2, 4) if linear else 2,
         norm_num_groups=8,
         use_linear_projection=linear,
+        **(xl if two_encoders else {}),
     )
     vae = AutoencoderKL(
         block_out_channels=(16, 16),
@@ -48,27 +68,40 @@ def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
         sample_size=16,
     )
     tokenizer = tiny_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=LENGTH,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        projection_dim=24,
     )
+    text_encoder = CLIPTextModel(config)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         clip_sample=False,
         steps_offset=1,
-        prediction_type="v_prediction" if linear else "epsilon",
-        timestep_spacing="trailing" if linear else "leading",
-        rescale_betas_zero_snr=linear,
+        prediction_type="v_prediction" if shape == "sd2" else "epsilon",
+        timestep_spacing="trailing" if shape == "sd2" else "leading",
+        rescale_betas_zero_snr=shape == "sd2",
     )
+    if two_encoders:
+        text_encoder_2 = CLIPTextModelWithProjection(config)
+        StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            add_watermarker=False,
+        ).save_pretrained(folder)
+        return folder
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

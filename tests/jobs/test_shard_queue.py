@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from persres.core.errors import ConceptError, ConceptFailure, StoreError
-from persres.jobs.shard_queue import ShardQueue
+from persres.jobs.shard_queue import ShardAttempt, ShardQueue
 from persres.pipeline.fingerprint import Fingerprints
 from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
 from persres.pipeline.plan import PlannedConcept, Shard
@@ -34,75 +34,171 @@ def drain(queue: ShardQueue) -> list[tuple[str, ...]]:
     return held
 
 
+def waiting_concepts(queue: ShardQueue) -> list[str]:
+    """What the queue would still hand out, seen on a copy of it."""
+    rest, names = copy.deepcopy(queue), []
+    while attempt := rest.take():
+        names += attempt.shard.concept_ids
+    return names
+
+
+class _Crew:
+    """Workers as the driver has them: up to `depth` shards in hand each, one that must be alone by itself."""
+
+    def __init__(self, queue: ShardQueue, workers: int, depth: int) -> None:
+        self.queue, self.depth = queue, depth
+        self.hands: list[list[ShardAttempt]] = [[] for _ in range(workers)]
+        self.seen: set[tuple[str, str]] = set()
+
+    def assign(self, data: st.DataObject) -> None:
+        """Give out shards until nobody takes any more, to workers in any order."""
+        willing = list(range(len(self.hands)))
+        while willing:
+            number = data.draw(st.sampled_from(willing), label="worker")
+            hand = self.hands[number]
+            full = len(hand) >= self.depth or any(attempt.alone for attempt in hand)
+            attempt = None if full else self.queue.take(beside_others=bool(hand))
+            if attempt is None:
+                willing.remove(number)
+                continue
+            assert not (attempt.alone and hand), "a shard to be tried alone has company"
+            name = (attempt.shard.shard_id, attempt.attempt)
+            assert name not in self.seen, "an attempt's name was used twice"
+            self.seen.add(name)
+            hand.append(attempt)
+
+    @property
+    def busy(self) -> list[int]:
+        return [number for number, hand in enumerate(self.hands) if hand]
+
+    def end(self, number: int, attempt: ShardAttempt) -> None:
+        self.hands[number].remove(attempt)
+
+    def die(self, number: int, *, preempted: bool = False) -> None:
+        hand, self.hands[number] = self.hands[number], []
+        self.queue.lost(hand, "gone", preempted=preempted)
+
+    def leave(self, number: int) -> None:
+        hand, self.hands[number] = self.hands[number], []
+        for attempt in hand:
+            self.queue.returned(attempt, "the worker leaves")
+
+
+EVENTS = ["finished", "partly", "lost", "preempted", "raised", "store failed"]
+
+
 @given(
     sizes=st.lists(st.integers(1, 5), max_size=5),
     workers=st.integers(1, 4),
+    depth=st.integers(1, 3),
     max_losses=st.integers(1, 4),
     data=st.data(),
 )
-def test_every_concept_ends_exactly_once_whatever_happens(sizes, workers, max_losses, data):
+def test_every_concept_ends_exactly_once_whatever_happens(sizes, workers, depth, max_losses, data):
     names = [f"c{number}" for number in range(sum(sizes))]
     shards = [shard(*names[sum(sizes[:index]) : sum(sizes[: index + 1])]) for index in range(len(sizes))]
     queue = ShardQueue(shards, max_losses=max_losses)
-    in_flight, seen = [], set()
-    for _ in range(200 * (len(names) + 1)):
-        while len(in_flight) < workers and (attempt := queue.take()):
-            in_flight.append(attempt)
-            assert (attempt.shard.shard_id, attempt.attempt) not in seen, "an attempt's name was used twice"
-            seen.add((attempt.shard.shard_id, attempt.attempt))
-        assert queue.left + len(queue.committed) + len(queue.failures) == len(names)
-        if not in_flight:
+    crew, mishaps = _Crew(queue, workers, depth), 0
+    while True:
+        crew.assign(data)
+        held = [name for hand in crew.hands for attempt in hand for name in attempt.shard.concept_ids]
+        ended = [*queue.committed, *(failure.concept_id for failure in queue.failures)]
+        assert Counter([*waiting_concepts(queue), *held, *ended]) == Counter(names), "each in exactly one place"
+        assert queue.left == len(names) - len(ended)
+        if not crew.busy:
             break
-        attempt = in_flight.pop(data.draw(st.integers(0, len(in_flight) - 1)))
-        event = data.draw(st.sampled_from(["finished", "partly", "lost", "raised"]))
+        number = data.draw(st.sampled_from(crew.busy), label="whose")
+        attempt = data.draw(st.sampled_from(crew.hands[number]), label="which")
+        event = data.draw(st.sampled_from(EVENTS if mishaps < 30 else EVENTS[:2]), label="what")
+        mishaps += event in ("lost", "preempted", "store failed")
         ids = attempt.shard.concept_ids
+        if event in ("lost", "preempted"):
+            crew.die(number, preempted=event == "preempted")
+            continue
+        crew.end(number, attempt)
         if event == "finished":
             queue.finished(attempt, ids, ())
         elif event == "partly":
             queue.finished(attempt, ids[1:], [ConceptFailure(ids[0], "train", "no")])
-        elif event == "lost":
-            queue.lost(attempt, "gone")
-        else:
+        elif event == "raised":
             queue.raised(attempt, RuntimeError("boom"))
-    ended = Counter([*queue.committed, *(failure.concept_id for failure in queue.failures)])
-    assert ended == Counter(names)
-    assert queue.open_shards == queue.left == 0
-
-
-@dataclass
-class _World:
-    """Concepts that always kill their worker, and concepts that always raise."""
-
-    killers: frozenset[str]
-    raisers: frozenset[str]
+            crew.leave(number)
+        else:
+            try:
+                queue.store_failed(attempt, StoreError("SlowDown"))
+            except StoreError:
+                return  # the run ends here, and whatever waits is for the next one
+    assert queue.open_shards == queue.waiting == queue.left == 0
 
 
 @given(
     size=st.integers(1, 20),
     shard_size=st.integers(1, 8),
+    workers=st.integers(1, 3),
+    depth=st.integers(1, 3),
+    max_losses=st.integers(1, 3),
     data=st.data(),
 )
-def test_only_the_concepts_to_blame_fail(size, shard_size, data):
+def test_only_the_concepts_to_blame_fail(size, shard_size, workers, depth, max_losses, data):
+    """Concepts that always kill their worker, or always raise, with innocent shards in the same hands."""
     names = [f"c{number}" for number in range(size)]
-    world = _World(data.draw(st.frozensets(st.sampled_from(names))), data.draw(st.frozensets(st.sampled_from(names))))
-    queue = ShardQueue([shard(*names[start : start + shard_size]) for start in range(0, size, shard_size)])
-    while attempt := queue.take():
+    killers = data.draw(st.frozensets(st.sampled_from(names)), label="killers")
+    raisers = data.draw(st.frozensets(st.sampled_from(names)), label="raisers")
+    shards = [shard(*names[start : start + shard_size]) for start in range(0, size, shard_size)]
+    queue = ShardQueue(shards, max_losses=max_losses)
+    crew = _Crew(queue, workers, depth)
+    while crew.assign(data) or crew.busy:
+        number = data.draw(st.sampled_from(crew.busy), label="whose")
+        attempt = data.draw(st.sampled_from(crew.hands[number]), label="which")
         ids = set(attempt.shard.concept_ids)
-        if ids & world.killers:
-            queue.lost(attempt, "killed")
-        elif ids & world.raisers:
+        if ids & killers:
+            crew.die(number)
+            continue
+        crew.end(number, attempt)
+        if ids & raisers:
             queue.raised(attempt, ValueError("bad shape"))
+            crew.leave(number)
         else:
-            queue.finished(attempt, ids, ())
-    assert {failure.concept_id for failure in queue.failures} == world.killers | world.raisers
-    assert set(queue.committed) == set(names) - world.killers - world.raisers
+            queue.finished(attempt, attempt.shard.concept_ids, ())
+    assert {failure.concept_id for failure in queue.failures} == killers | raisers
+    assert set(queue.committed) == set(names) - killers - raisers
+
+
+def test_shards_that_a_worker_died_with_are_tried_again_alone_and_none_is_blamed():
+    queue = ShardQueue([shard("a"), shard("b"), shard("c")], max_losses=1)
+    in_hand = [attempt for attempt in (queue.take(), queue.take(beside_others=True)) if attempt]
+    assert len(queue.lost(in_hand, "killed")) == 2 and not queue.failures
+    third = queue.take()
+    assert third is not None and third.shard.concept_ids == ("c",), "the others are not kept waiting"
+    assert queue.take(beside_others=True) is None, "what waits has to be alone"
+    again = queue.take()
+    assert again is not None and again.alone and again.shard.concept_ids == ("a",)
+    queue.lost([again], "killed")
+    assert [failure.concept_id for failure in queue.failures] == ["a"]
+
+
+def test_a_machine_taken_back_says_nothing_about_its_shards():
+    queue = ShardQueue([shard("a")], max_losses=1)
+    for _ in range(5):
+        attempt = queue.take()
+        assert attempt is not None and not attempt.alone
+        queue.lost([attempt], "spot instance", preempted=True)
+    assert drain(queue) == [("a",)]
+
+
+def test_a_shard_that_was_given_back_may_have_company_again():
+    queue = ShardQueue([shard("a"), shard("b")], max_losses=1)
+    attempt = queue.take()
+    assert attempt is not None
+    queue.returned(attempt, "another shard spoilt the worker")
+    assert drain(queue) == [("b",), ("a",)]
 
 
 def test_a_lost_shard_goes_behind_the_others():
     queue = ShardQueue([shard("a"), shard("b")])
     first = queue.take()
     assert first is not None
-    queue.lost(first, "killed")
+    queue.lost([first], "killed")
     assert drain(queue) == [("b",), ("a",)]
 
 
@@ -112,7 +208,7 @@ def test_after_three_losses_a_shard_is_split_and_then_at_every_loss():
     while attempt := queue.take():
         sizes.append(len(attempt.shard.concepts))
         if "a" in attempt.shard.concept_ids:
-            queue.lost(attempt, "killed")
+            queue.lost([attempt], "killed")
         else:
             queue.finished(attempt, attempt.shard.concept_ids, ())
     assert sizes == [4, 4, 4, 2, 2, 1, 1, 1, 1]  # a's three tries and b's one at the end
@@ -125,7 +221,7 @@ def test_a_preempted_machine_is_no_ones_fault():
     for _ in range(10):
         attempt = queue.take()
         assert attempt is not None
-        queue.lost(attempt, "spot", preempted=True)
+        queue.lost([attempt], "spot", preempted=True)
     assert drain(queue) == [("a",)] and not queue.failures
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from persres.core.errors import ConceptFailure
 from persres.jobs.cli_text import status_lines
 from persres.jobs.status import catalog_status, latest_report, write_report
 from persres.pipeline.catalog_lease import hold_lease
 from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.commit_index import compact
+from persres.pipeline.reference_images import ReferenceSettings
 from persres.pipeline.run_accounting import RunSummary
+from persres.pipeline.run_spec import RunSpec
 
 from ..pipeline.catalog_samples import commit, planned, rendering_rows_of, residual_row, shard_of
 
@@ -56,15 +60,24 @@ def test_a_run_under_way(store):
 
 def test_a_run_that_ended(store):
     failures = (ConceptFailure("b", "train", "loss is NaN"), ConceptFailure("unreadable", "load", "truncated"))
-    summary = RunSummary(RUN, rows=4, committed=2, failed=failures, current=0, removed=0)
+    summary = RunSummary(RUN, rows=4, committed=2, failed=failures, current=0, removed=0, device_busy_share=0.934)
     commit(store, shard_of(planned("c")), run_id=RUN)
     store.write(store.run_file(RUN, "report.html"), b"<html>")
     store.write(store.run_file(RUN, "summary.json"), summary.to_json())
     latest = catalog_status(store).latest
     assert latest is not None and latest.ended and latest.left == 0
     assert [failure.concept_id for failure in latest.failed] == ["b", "unreadable"]
-    assert latest.report == latest_report(store)
+    assert latest.report == latest_report(store) and latest.device_busy_share == 0.934
+    assert "(ended, device busy 93%)" in "\n".join(status_lines(catalog_status(store)))
     assert json.loads(catalog_status(store).to_json())["latest"]["done"] == 2
+
+
+def test_a_compacted_catalog_has_the_same_status(store):
+    before = catalog_status(store)
+    assert compact(store) == 1
+    after = catalog_status(store)
+    assert after.latest and before.latest and after.latest.done == before.latest.done == 1
+    assert after.concepts == before.concepts
 
 
 def test_a_catalog_without_a_run(tmp_path):
@@ -77,3 +90,21 @@ def test_a_report_of_what_is_there(store, tmp_path):
     assert write_report(str(tmp_path), tmp_path / "page.html") == 1
     page = (tmp_path / "page.html").read_text()
     assert "loss is NaN" in page and page.startswith("<!")
+
+
+def test_a_report_reads_references_as_the_run_did(store, tmp_path):
+    """A picture that only this run's spec lets through."""
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "small.png")
+    row = {"concept_id": "a", "macro_class": "mug", "reference_images": ["small.png"], "prompts": ["a {concept}"]}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+
+    def references_shown() -> int:
+        write_report(str(tmp_path), tmp_path / "page.html", manifest_uri=str(tmp_path / "manifest.jsonl"))
+        return (tmp_path / "page.html").read_text().count('alt="reference')
+
+    assert references_shown() == 0
+    spec = RunSpec(references=ReferenceSettings(min_side=8))
+    store.write(store.run_file(RUN, "spec.yaml"), spec.to_yaml().encode())
+    assert references_shown() == 1
+    store.write(store.run_file(RUN, "spec.yaml"), b"setting_of_a_later_version: 1")
+    assert references_shown() == 0

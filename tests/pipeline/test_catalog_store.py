@@ -162,6 +162,8 @@ def test_paths_stay_inside_the_catalog(store, path):
 def test_names_of_attempts_cannot_be_mistaken(store, name):
     with pytest.raises(ValueError, match="name"):
         store.commit_record("run", "shard", name)
+    with pytest.raises(ValueError, match="name"):
+        store.index_file("run", name)
 
 
 def test_every_attempt_of_every_run_has_its_own_files(store):

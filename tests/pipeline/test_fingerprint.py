@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from persres.core.lag_sampling import SamplingSettings
 from persres.core.quality_scores import ScoringSettings
 from persres.core.residual_training import TrainingSettings
-from persres.pipeline.fingerprint import Fingerprints, digest_of, fingerprint
+from persres.pipeline.fingerprint import METHOD_VERSION, Fingerprinter, Fingerprints, digest_of, fingerprint
 from persres.pipeline.manifest import ManifestRow, ReferenceSource
 from persres.pipeline.reference_images import ReferenceSettings
 from persres.pipeline.run_spec import RunSpec
@@ -110,3 +110,47 @@ def test_what_has_no_canonical_form_is_refused():
         digest_of({"a": float("nan")})
     with pytest.raises(TypeError):
         digest_of({"a": object()})
+
+
+texts = st.text(max_size=6)
+
+
+@given(
+    st.builds(
+        ManifestRow,
+        st.integers(0, 9),
+        texts,
+        texts,
+        st.just((ReferenceSource("/a.png"),)),
+        st.lists(texts, max_size=3).map(tuple),
+        st.none() | st.integers(0, 2**63 - 1),
+    ),
+    st.lists(texts, max_size=3).map(tuple),
+    st.none() | texts,
+    st.sampled_from(["white", "#00ff00"]),
+)
+def test_fingerprints_are_digests_of_plain_objects(row, digests, scorer, color):
+    """What `Fingerprinter` writes out once for all rows changes nothing."""
+    spec = RunSpec(prompts=("100% {concept}",), references=ReferenceSettings(matte_color=color), seed=3)
+    training = digest_of(
+        {
+            "method": METHOD_VERSION,
+            "base": "50%s",
+            "concept_id": row.concept_id,
+            "seed": row.seed_for(spec.seed),
+            "macro_class": row.macro_class,
+            "references": digests,
+            "reading": spec.references.fingerprint_fields(),
+            "training": spec.training.fingerprint_fields(),
+        }
+    )
+    rendering = digest_of(
+        {
+            "training": training,
+            "prompts": row.prompts,
+            "sampling": spec.sampling.fingerprint_fields(),
+            "scoring": spec.scoring.fingerprint_fields(),
+            "scorer": scorer,
+        }
+    )
+    assert Fingerprinter(spec, "50%s", scorer)(row, digests) == Fingerprints(training, rendering)

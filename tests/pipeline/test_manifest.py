@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from persres.core.errors import Problem
-from persres.pipeline.manifest import check_prompt_lengths, concept_failures, read_manifest
+from persres.pipeline.manifest import concept_failures, read_manifest, sound_row_count
 
 PROMPTS = ("a photo of a {concept}",)
 
@@ -256,30 +254,29 @@ def test_every_row_is_accounted_for(tmp_path_factory, kinds):
     assert len({r.concept_id for r in reading.rows}) == len(reading.rows)
 
 
-def word_tokenizer(limit: int) -> PreTrainedTokenizerFast:
-    words = ["a", "photo", "of", "sks", "mug", "on", "very", "sand"]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["?", *words])}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", model_max_length=limit)
+ANY_ID = st.sampled_from(["a", "b", "mug-1", "", "a/b", "-a", "m" * 129]) | st.none()
 
 
-def test_prompts_too_long_for_the_tokenizer_are_found(tmp_path, caplog):
-    rows = [row(0, prompts=["a {concept}", "a very very very very {concept}"]), row(1)]
-    reading = read(parquet(tmp_path / "m.parquet", rows))
+@given(st.lists(ANY_ID, min_size=1, max_size=5), st.sampled_from(["concept_id", "id"]), st.booleans())
+def test_a_quick_look_at_ids_finds_what_a_full_reading_would_refuse(tmp_path_factory, ids, column, dictionary):
+    kind = pa.dictionary(pa.int32(), pa.string()) if dictionary else pa.string()
+    columns = {
+        column: pa.array(ids, kind),
+        "macro_class": ["mug"] * len(ids),
+        "reference_images": [["a.png"]] * len(ids),
+    }
+    path = tmp_path_factory.mktemp("any") / "m.parquet"
+    pq.write_table(pa.table(columns), path)
 
-    [problem] = check_prompt_lengths(reading.rows, word_tokenizer(6), "sks")
+    count = sound_row_count(str(path))
 
-    assert (problem.row, problem.concept_id, problem.column) == (0, "mug-0", "prompts")
-    assert problem.value == "a very very very very sks mug"
-    assert "7 tokens" in problem.reason and problem.fix == "shorten it by 1"
-    assert caplog.records == []
+    assert (count is None) == bool(read(path).manifest_problems)
+    assert count in (None, len(ids))
 
 
-def test_the_training_prompt_is_measured_with_each_macro_class(tmp_path):
-    long_class = "very very very mug"
-    reading = read(parquet(tmp_path / "m.parquet", [row(0), row(1, macro_class=long_class, prompts=["{concept}"])]))
+@pytest.mark.parametrize("name", ["none.parquet", "m.jsonl", "text.parquet", "m.parquet?x"])
+def test_a_quick_look_at_what_it_cannot_read_says_nothing(tmp_path, name):
+    (tmp_path / "text.parquet").write_text("text")
+    (tmp_path / "m.jsonl").write_text(json.dumps(row()))
 
-    problems = check_prompt_lengths(reading.rows, word_tokenizer(6), "sks", training_prompt="photo of {concept}")
-
-    assert [(p.row, p.column) for p in problems] == [(1, "macro_class")]
-    assert check_prompt_lengths(reading.rows, word_tokenizer(int(1e30)), "sks") == []
+    assert sound_row_count(str(tmp_path / name)) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from typing import Any
 
 import pytest
@@ -130,6 +131,17 @@ def test_no_value_makes_the_parser_raise(values):
 )
 def test_relative_references_start_at_the_manifests_folder(manifest, uri, expected):
     assert resolve(uri, parent_folder(manifest)) == expected
+
+
+paths = st.lists(st.sampled_from(["a", "b.png", ".", "..", "...", "", ".x"]), min_size=1, max_size=5).map("/".join)
+
+
+@given(st.sampled_from(["", "/", "s3://", "memory://"]), paths, paths)
+def test_resolving_joins_and_shortens_whatever_the_path_looks_like(scheme, folder, uri):
+    """The same as joining and normalizing in full, which `resolve` leaves out where nothing is to be shortened."""
+    prefix, root = ("", scheme + folder) if "://" not in scheme else (scheme, folder)
+    expected = uri if uri.startswith("/") else prefix + posixpath.normpath(posixpath.join(root, uri))
+    assert resolve(uri, prefix + root) == expected
 
 
 def test_a_manifest_in_the_working_directory_has_that_for_a_folder():

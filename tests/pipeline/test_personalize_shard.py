@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from persres.core.errors import InvalidInput
+from persres.core import training_pack
+from persres.core.errors import PersresError, StoreError
 from persres.core.lag_sampling import SamplingSettings
 from persres.core.residual import Residual
 from persres.core.residual_training import TrainingSettings
@@ -19,15 +22,13 @@ from persres.pipeline.catalog_digest import catalog_digest, concept_digests
 from persres.pipeline.catalog_store import CatalogStore
 from persres.pipeline.fingerprint import fingerprint
 from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
-from persres.pipeline.personalize_shard import (
-    Personalizer,
-    ShardProgress,
-    load_personalizer,
-    personalize_shard,
-)
+from persres.pipeline.personalize_shard import personalize_shard
+from persres.pipeline.personalizer import Personalizer, load_personalizer
 from persres.pipeline.plan import PlannedConcept, Shard, plan_run
 from persres.pipeline.run_spec import RunSpec
 from persres.pipeline.shard_commit import read_committed, read_renderings, read_residual_row
+from persres.pipeline.shard_stages import ShardStages
+from persres.pipeline.shard_work import ShardProgress
 
 from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
 from .catalog_samples import commit, drawing, memory_store, png, residual_row
@@ -49,7 +50,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def personalizer(spec: RunSpec) -> Personalizer:
     torch.set_num_threads(1)
-    return load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu")
+    return load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu", memory_store())
 
 
 def row(concept_id: str, *, prompts: tuple[str, ...] = PROMPTS, image: bytes | None = None, **more) -> ManifestRow:
@@ -66,8 +67,11 @@ def train_shard(spec: RunSpec, *rows: ManifestRow) -> Shard:
     return Shard.of("train", [planned(spec, one) for one in rows])
 
 
-def run(personalizer, spec, store: CatalogStore, shard: Shard, run_id: str = "20260101T000000Z-aaaaaa", **more):
-    return personalize_shard(personalizer, shard, spec, store, run_id=run_id, attempt="001", **more)
+def run(
+    personalizer, spec, store: CatalogStore, shard: Shard, run_id: str = "20260101T000000Z-aaaaaa", stages=None, **more
+):
+    stages = stages or ShardStages()
+    return personalize_shard(personalizer, shard, spec, store, run_id=run_id, attempt="001", stages=stages, **more)
 
 
 def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spec):
@@ -76,7 +80,7 @@ def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spe
         personalizer, spec, store, train_shard(spec, row("one", metadata={"sku": "7"}), row("two"), row("three"))
     )
     assert summary.committed == ("one", "two", "three") and summary.failures == ()
-    assert set(summary.seconds) == {"load", "train", "render", "score", "commit"}
+    assert set(summary.seconds) == {"load", "train", "render", "score", "commit"} and summary.notes == ()
     committed = read_committed(store)
     kept = read_residual_row(store, committed["one"])
     residual = Residual.from_bytes(kept.residual)
@@ -102,11 +106,73 @@ def test_the_catalog_does_not_depend_on_shards_packs_or_order(personalizer, spec
     assert catalog_digest(together) == catalog_digest(apart)
 
 
+def test_shards_that_overlap_give_what_they_give_one_after_the_other(personalizer, spec):
+    """Loading, the device and committing at once, in threads of their own; a shard that fails among them."""
+    shards = [train_shard(spec, row(f"a{number}"), row(f"b{number}"), row(f"c{number}")) for number in range(4)]
+    shards.insert(2, train_shard(spec, row("bad", image=b"no image"), row("good")))
+    overlapping, quiet = memory_store(), memory_store()
+    stages = ShardStages()
+    with ThreadPoolExecutor(3) as threads:
+        summaries = list(threads.map(lambda shard: run(personalizer, spec, overlapping, shard, stages=stages), shards))
+    alone = [run(personalizer, spec, quiet, shard) for shard in shards]
+    assert [one.committed for one in summaries] == [one.committed for one in alone]
+    assert [one.failures for one in summaries] == [one.failures for one in alone]
+    assert catalog_digest(overlapping) == catalog_digest(quiet)
+
+
+class _UnwritableStore(CatalogStore):
+    """A store on which one shard's residuals cannot be written."""
+
+    unlucky = "?"
+
+    def write(self, path: str, data: bytes) -> None:
+        if path.startswith("residuals/") and self.unlucky in path:
+            raise StoreError("no space")
+        super().write(path, data)
+
+
+def test_a_failure_while_committing_belongs_to_its_own_shard(personalizer, spec):
+    unlucky, lucky = train_shard(spec, row("one")), train_shard(spec, row("two"))
+    store, stages = _UnwritableStore(memory_store().uri), ShardStages()
+    store.unlucky = unlucky.shard_id
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (
+            threads.submit(run, personalizer, spec, store, shard, stages=stages) for shard in (unlucky, lucky)
+        )
+        with pytest.raises(StoreError, match="no space"):
+            first.result()
+        assert second.result().committed == ("two",)
+    assert list(read_committed(store)) == ["two"]
+
+
+def test_a_pack_that_does_not_fit_is_told_and_remembered(personalizer, spec, monkeypatch):
+    load = training_pack.TrainingPack.load
+
+    def without_room(pack, slot, request):
+        if pack.size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        load(pack, slot, request)
+
+    monkeypatch.setattr(training_pack.TrainingPack, "load", without_room)
+    summary = run(personalizer, spec, memory_store(), train_shard(spec, row("one"), row("two")))
+    assert summary.committed == ("one", "two") and summary.pack_size == 1
+    assert summary.notes == ("pack size reduced to 1 after the device ran out of memory",)
+
+
+def test_a_device_too_small_for_the_settings_is_no_shards_fault(personalizer, spec, monkeypatch):
+    def without_room(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(personalizer.base.vae, "decode", without_room)
+    with pytest.raises(PersresError, match=r"too little memory to render 3 images.*sampling.batch_size"):
+        run(personalizer, spec, memory_store(), train_shard(spec, row("one")))
+
+
 def test_a_warm_worker_equals_a_fresh_one(personalizer, spec):
     warm, fresh = memory_store(), memory_store()
     run(personalizer, spec, memory_store(), train_shard(spec, row("other"), row("another")))
     run(personalizer, spec, warm, train_shard(spec, row("one")))
-    new = load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu")
+    new = load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu", memory_store())
     run(new, spec, fresh, train_shard(spec, row("one")))
     assert catalog_digest(warm) == catalog_digest(fresh)
 
@@ -185,14 +251,8 @@ def test_progress_rises_to_the_whole_shard(personalizer, spec):
 
 def test_without_a_scorer_there_are_no_scores(personalizer, spec):
     store = memory_store()
-    run(Personalizer(personalizer.base, None), spec, store, train_shard(spec, row("one")))
+    run(dataclasses.replace(personalizer, scorer=None), spec, store, train_shard(spec, row("one")))
     assert {one.prompt_score for one in read_renderings(store, read_committed(store)["one"])} == {None}
-
-
-def test_an_identifier_the_tokenizer_does_not_know_stops_the_worker_at_once(spec):
-    wrong = spec.model_copy(update={"training": spec.training.model_copy(update={"identifier_token": "qqq"})})
-    with pytest.raises(InvalidInput, match="identifier_token 'qqq'"):
-        load_personalizer(wrong, resolve_base_model(wrong), None, "cpu")
 
 
 def test_pixels_of_a_large_reference_are_used_at_the_models_resolution(personalizer, spec):

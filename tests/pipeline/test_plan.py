@@ -66,7 +66,7 @@ def test_a_concept_is_current_only_with_both_fingerprints(world):
         assert concept.committed == held[concept.concept_id]
         assert concept.committed.training_fingerprint == concept.fingerprints.training
     for concept in plan.train:
-        assert concept.committed is None
+        assert concept.committed == held.get(concept.concept_id), "a warm start reads it"
 
 
 def test_an_edited_prompt_renders_again_without_training_again():
@@ -81,15 +81,45 @@ def test_a_concept_planned_twice_is_refused():
         plan_run([planned("a")], [ConceptFailure("a", "load", "no")], {})
 
 
-@given(worlds(), st.integers(1, 5))
-def test_shards_hold_the_work_exactly_once_and_no_more_than_their_size(world, size):
+@given(worlds(), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
+def test_shards_hold_the_work_exactly_once_and_no_more_than_their_size(world, size, workers, pack_size):
     plan = plan_run(*world)
-    shards = make_shards(plan, size)
+    shards = make_shards(plan, size, workers=workers, pack_size=pack_size)
     held = Counter(concept_id for shard in shards for concept_id in shard.concept_ids)
     assert held == Counter(one.concept_id for one in (*plan.train, *plan.render_only))
     assert all(1 <= len(shard.concepts) <= size for shard in shards)
     assert len({shard.shard_id for shard in shards}) == len(shards)
     assert [shard.kind for shard in shards] == sorted((shard.kind for shard in shards), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("work", "size", "workers", "pack_size", "lengths"),
+    [
+        (48, 16, 2, 8, [8] * 6),  # small enough for three a worker, full packs
+        (40, 16, 1, 8, [16, 16, 8]),  # nobody to wait for
+        (1000, 16, 2, 8, [16] * 62 + [8]),  # enough for everybody
+        (12, 16, 2, 8, [8, 4]),  # never less than a pack
+        (12, 4, 2, 8, [4, 4, 4]),  # unless a shard is
+        (100, 20, 2, 8, [16] * 6 + [4]),  # full packs
+        (5, 16, 8, 1, [1] * 5),
+    ],
+)
+def test_shards_are_full_packs_and_small_enough_to_share(work, size, workers, pack_size, lengths):
+    plan = plan_run([planned(f"c{number}") for number in range(work)], [], {})
+    shards = make_shards(plan, size, workers=workers, pack_size=pack_size)
+    assert [len(shard.concepts) for shard in shards] == lengths
+
+
+@given(worlds())
+def test_what_is_known_to_be_current_need_not_be_planned(world):
+    concepts, failures, held = world
+    whole = plan_run(concepts, failures, held)
+    rest = [one for one in concepts if one.concept_id not in whole.current]
+    plan = plan_run(rest, failures, held, current=whole.current)
+    assert plan == whole
+    if whole.current:
+        with pytest.raises(ValueError, match="planned twice"):
+            plan_run(concepts, failures, held, current=whole.current)
 
 
 @given(st.lists(ids, unique=True, min_size=2, max_size=8), st.randoms())
@@ -120,5 +150,5 @@ def test_splitting_loses_nothing_and_ends_at_single_concepts(count):
 def test_a_single_concept_cannot_be_split():
     with pytest.raises(ValueError, match="cannot be split"):
         split_shard(Shard.of("train", [planned("a")]))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="size of a shard is at least 1, not 0"):
         make_shards(plan_run([planned("a")], [], {}), 0)

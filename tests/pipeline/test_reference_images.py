@@ -16,14 +16,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from persres.core.errors import ConceptError, StoreError
+from persres.core.errors import ConceptError, ConceptFailure, StoreError
 from persres.pipeline.manifest import ManifestRow, ReferenceSource
 from persres.pipeline.reference_images import (
+    ReferenceDigests,
     ReferenceSettings,
     check_references,
     check_row_references,
     digest_references,
-    digest_rows,
     load_references,
 )
 
@@ -120,6 +120,9 @@ class _Flaky(MemoryFileSystem):
     cachable = False
     failures = 0
     error: type[BaseException] = TimeoutError
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "type": "file", "size": len(png())}
 
     def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
         if type(self).failures > 0:
@@ -257,16 +260,33 @@ def test_http_errors_name_the_status_and_hide_the_signature(web):
 def test_many_rows_are_digested_with_failures_as_rows(tmp_path, picture, flaky):
     flaky.failures = 1000
     rows = [row(picture, concept_id=f"c{n}", number=n) for n in range(20)]
-    rows += [row(tmp_path / "none.png", concept_id="gone"), row("flaky://a.png", concept_id="silent")]
-    progress: list[tuple[int, int]] = []
+    rows += [row(tmp_path / "none.png", concept_id="gone"), row(picture, "flaky://a.png", concept_id="silent")]
+    rows += [row(b"inline", concept_id="inline"), row(b"", concept_id="nothing")]
 
-    done = digest_rows(rows, SETTINGS, on_progress=lambda *counts: progress.append(counts))
-    flaky.failures = 0
+    with ReferenceDigests(SETTINGS) as digests:
+        found = dict(zip([one.concept_id for one in rows], digests.of_rows(rows), strict=True))
+        failures = {name: one for name, one in found.items() if isinstance(one, ConceptFailure)}
+        flaky.failures = 0
 
-    assert list(done.digests) == [f"c{n}" for n in range(20)]
-    assert [(f.concept_id, f.stage) for f in done.failures] == [("gone", "load"), ("silent", "load")]
-    assert all(f.reason and f.fix for f in done.failures)
-    assert progress == [(n, 22) for n in range(1, 23)]
+        assert list(failures) == ["gone", "silent", "nothing"]
+        assert all((one.stage, bool(one.reason), bool(one.fix)) == ("load", True, True) for one in failures.values())
+        assert "reference_images[1] flaky://a.png" in failures["silent"].reason
+        for one in rows:
+            if one.concept_id not in failures:
+                assert found[one.concept_id] == digest_references(one, SETTINGS)
+        [again] = digests.of_rows([rows[-3]])
+        assert again == digest_references(rows[-3], SETTINGS), "a store that did not answer is asked again"
+
+
+def test_an_image_that_many_rows_name_is_looked_at_once(web):
+    address, fetched = web
+    rows = [row(f"{address}/weak.png", concept_id=f"c{n}") for n in range(50)]
+
+    with ReferenceDigests(SETTINGS) as digests:
+        found = [*digests.of_rows(rows[:25]), *digests.of_rows(rows[25:])]
+
+    assert len(found) == 50 and len(set(found)) == 1
+    assert fetched == ["/weak.png"]
 
 
 def test_a_check_finds_every_bad_image_of_a_row(tmp_path, picture):

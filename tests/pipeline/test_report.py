@@ -100,7 +100,7 @@ def test_hostile_words_stay_words():
     page = Page(build_report(store, failures=(failure,), summary=summary(versions={evil: evil})))
     assert "script" not in {tag for tag, _ in page.tags}
     assert len(page.images()) == 2
-    assert "49" not in page.text
+    assert "49" not in page.text.replace(store.uri, "")
     assert page.text.count("alert(1)") >= 6
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from persres.core.errors import ConceptFailure
 from persres.pipeline.commit_record import CommittedConcept
 from persres.pipeline.plan import plan_run
-from persres.pipeline.run_accounting import AccountingError, RunSummary, account_for
+from persres.pipeline.run_accounting import AccountingError, RunSummary, account_for, device_busy_share
 
 from .catalog_samples import planned
 
@@ -28,7 +28,8 @@ def account(plan, committed, failures) -> RunSummary:
         committed,
         failures,
         run_id="run-1",
-        seconds={"train": 2.0},
+        seconds={"load": 9.0, "train": 2.0, "render": 1.5, "score": 0.5, "commit": 9.0},
+        ready_seconds=5.0,
         wall_seconds=3.5,
         workers=2,
         versions={"torch": "2"},
@@ -57,6 +58,7 @@ def test_every_row_is_counted_once(fates):
     assert [one.concept_id for one in summary.failed] == sorted(
         n for n, fate in names.items() if fate in ("failed", "unplannable")
     )
+    assert summary.device_busy_share == 0.8, "loading and committing run beside the device's work"
     assert RunSummary.from_json(summary.to_json()) == summary
 
 
@@ -77,6 +79,10 @@ def test_numbers_that_do_not_add_up_are_refused():
     for bad in (RunSummary("r", 4, 1, (failure("a"),), 1, 0), RunSummary("r", 4, 1, (failure("a"),) * 2, 1, 0)):
         with pytest.raises(AccountingError, match="the manifest has 4 rows"):
             bad.check()
+
+
+def test_without_a_worker_no_device_was_busy():
+    assert device_busy_share({}, 0.0) is None and device_busy_share({"train": 1.01}, 1.0) == 1.0
 
 
 def test_a_summary_of_a_later_version_can_be_read():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +12,11 @@ from PIL import Image
 
 from persres.pipeline import schemas
 from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.commit_index import compact, read_committed
+from persres.pipeline.commit_record import CommittedConcept
 from persres.pipeline.manifest_row import ManifestRow
 from persres.pipeline.schemas import (
+    INDEX,
     MANIFEST,
     RENDERINGS,
     RESIDUALS,
@@ -32,7 +37,7 @@ def catalog(tmp_path):
     return tmp_path / "catalog"
 
 
-@pytest.mark.parametrize("schema", [MANIFEST, RESIDUALS, RENDERINGS])
+@pytest.mark.parametrize("schema", [MANIFEST, RESIDUALS, RENDERINGS, INDEX])
 def test_every_column_says_what_it_holds(schema):
     assert all(len(column.metadata[b"description"]) > 5 for column in schema)
 
@@ -43,6 +48,7 @@ def test_columns_and_row_fields_are_the_same():
 
     assert set(RESIDUALS.names) == names(ResidualRow)
     assert set(RENDERINGS.names) == names(RenderingRow) - {"image_path"}
+    assert set(INDEX.names) == names(CommittedConcept) | {"run_id", "attempt", "shard_id"}
     assert set(MANIFEST.names) == names(ManifestRow) - {"row"}
 
 
@@ -78,29 +84,36 @@ def test_duckdb_reads_renderings_and_residuals(catalog):
     assert ranks == [("mug-a", 8), ("mug-b", 8), ("mug-c", 8)]
 
 
-def test_duckdb_finds_the_committed_rows_among_those_of_older_runs_and_dead_attempts(catalog):
-    """The same choice of rows that `read_committed` makes, in plain SQL over records and data files."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "data-contracts.md"
+
+
+def sql_of_the_document(catalog: Path) -> list[str]:
+    """The two statements that docs/data-contracts.md offers: one over index and records, one over renderings."""
+    [block] = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    return [one.replace("'catalog/", f"'{catalog}/") for one in block.strip().rstrip(";").split(";")]
+
+
+@pytest.mark.parametrize("loose", ["none", "some"])
+def test_duckdb_finds_the_committed_rows_among_those_of_older_runs_and_dead_attempts(catalog, loose):
+    """The same choice of rows that `read_committed` makes, in plain SQL over index, records and data files."""
     duckdb = pytest.importorskip("duckdb")
     store = CatalogStore(str(catalog))
+    store.delete(store.commit_record("run-1", shard_of(planned("mug-c")).shard_id, "001"))
+    compact(store)
     commit(store, shard_of(planned("mug-a", rendering="r2", training="t2")), run_id="run-2")
     commit(store, shard_of(planned("mug-b")), attempt="002")
-    store.delete(store.commit_record("run-1", shard_of(planned("mug-c")).shard_id, "001"))
-    query = f"""
-        with committed as (
-            select run_id, attempt, shard_id, unnest(concepts) as concept from read_json('{catalog}/commits/*.json')
-        ), winners as (
-            select * from committed
-            qualify row_number() over (partition by concept.concept_id order by run_id desc, attempt, shard_id) = 1
-        )
-        select row.concept_id, row.rendering_fingerprint, count(*)
-        from read_parquet('{catalog}/renderings/*.parquet', filename = true, file_row_number = true) as row
-        join winners on row.concept_id = winners.concept.concept_id
-            and ends_with(row.filename, winners.concept.rendering_file)
-            and row.file_row_number >= winners.concept.rendering_rows[1]
-            and row.file_row_number < winners.concept.rendering_rows[1] + winners.concept.rendering_rows[2]
-        group by all order by all
-    """
-    assert duckdb.sql(query).fetchall() == [("mug-a", "r2", 4), ("mug-b", "r1", 4)]
+    if loose == "none":
+        compact(store)
+    connection = duckdb.connect()
+    committed, renderings = sql_of_the_document(catalog)
+    connection.sql(committed)
+    held = connection.sql("select concept_id, rendering_fingerprint, residual_file, residual_row from committed")
+    assert sorted(held.fetchall()) == [
+        (name, one.rendering_fingerprint, one.residual_file, one.residual_row)
+        for name, one in read_committed(store).items()
+    ]
+    found = connection.sql(f"select concept_id, rendering_fingerprint, count(*) from ({renderings}) group by all")
+    assert sorted(found.fetchall()) == [("mug-a", "r2", 4), ("mug-b", "r1", 4)]
 
 
 def test_hugging_face_datasets_shows_images(catalog, tmp_path, monkeypatch):

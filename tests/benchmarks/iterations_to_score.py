@@ -1,0 +1,207 @@
+"""How many iterations a concept needs, from the seed, from its committed residual and from its class's mean residual.
+
+    python tests/benchmarks/iterations_to_score.py --json iterations_to_score.json
+
+trains spriteworld identities that its base model never saw and judges their LAG renderings against true drawings on
+the background asked for, after more and more iterations:
+
+    cold      from the seed, as a new concept
+    refresh   from the residual that the same concept learned from other references on another background
+    class     from the mean of the residuals of two other concepts of the same macro class, and their mean V*
+
+and says where the early-stopping rule would have ended every cold training, by threshold. Ends with the settings of
+the demo. Nothing here is a timing, so other work on the machine does no harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from persres.core.base_model import BaseModel, load_base_model
+from persres.core.convergence import EarlyStopping, has_converged
+from persres.core.lag_sampling import RenderRequest, render
+from persres.core.latents import encode_references
+from persres.core.quality_scores import Scorer, load_scorer
+from persres.core.residual import Residual
+from persres.core.residual_training import TrainingRequest
+from persres.core.training_pack import TrainingPack
+from persres.pipeline.base_model_files import SPRITEWORLD, resolve_model
+from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.spriteworld import scorer_path
+from persres.pipeline.spriteworld.captions import BACKGROUND_PHRASES
+from persres.pipeline.spriteworld.demo_catalog import RUN_SPEC, demo_identities
+from persres.pipeline.spriteworld.judge_demo import judge_images
+from persres.pipeline.spriteworld.world import BACKGROUNDS, Identity, draw
+
+COLD = (0, 25, 50, 75, 100, 125, 150)
+WARM = (0, 25, 50, 75)
+THRESHOLDS = (0.3, 0.2, 0.1, 0.05, 0.02)
+CHECK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Course:
+    """One concept's training: its residual after some numbers of iterations, and its convergence losses."""
+
+    residuals: Mapping[int, Residual]
+    checks: Sequence[float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.add_argument("--concepts", type=int, default=12, metavar="N", help="judged concepts")
+    parser.add_argument("--pack-size", type=int, default=6, metavar="K")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = RunSpec.model_validate(yaml.safe_load(RUN_SPEC))
+    found = resolve_model(SPRITEWORLD, None, role="base_model")
+    study = Study(
+        load_base_model(found.path, name=SPRITEWORLD, revision=found.revision),
+        load_scorer(scorer_path()),
+        spec,
+        arguments.pack_size,
+    )
+    result = study.run(arguments.concepts)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    base: BaseModel
+    scorer: Scorer
+    spec: RunSpec
+    pack_size: int
+
+    def run(self, concepts: int) -> dict[str, object]:
+        # Twice as many identities: the second half gives the class means, and is not judged.
+        everyone = demo_identities(2 * concepts, seed=11)
+        judged, others = everyone[:concepts], everyone[concepts:]
+        cold = self.train(judged, {}, COLD, home=0)
+        before = self.train(judged, {}, (150,), home=1)
+        refreshed = self.train(judged, {name: before[name].residuals[150] for name, _ in judged}, WARM, home=0)
+        learned = self.train(others, {}, (150,), home=0)
+        means = {
+            kind: mean_residual([learned[name].residuals[150] for name, who in others if who.macro_class == kind])
+            for kind in {who.macro_class for _, who in judged}
+        }
+        by_class = self.train(judged, {name: means[who.macro_class] for name, who in judged}, WARM, home=0)
+        return {
+            "concepts": concepts,
+            "scores": {
+                "cold": self.judge(judged, cold, COLD),
+                "refresh": self.judge(judged, refreshed, WARM),
+                "class": self.judge(judged, by_class, WARM),
+            },
+            "early_stopping": {
+                str(threshold): [stops_at(cold[name].checks, threshold) for name, _ in judged]
+                for threshold in THRESHOLDS
+            },
+        }
+
+    def train(
+        self, who: Sequence[tuple[str, Identity]], starts: Mapping[str, Residual], keep: Sequence[int], home: int
+    ) -> dict[str, Course]:
+        """Train everyone on four references on one background; `home` chooses it."""
+        courses: dict[str, Course] = {}
+        for first in range(0, len(who), self.pack_size):
+            members = who[first : first + self.pack_size]
+            pack = TrainingPack(self.base, self.spec.training, self.pack_size)
+            for slot, (name, identity) in enumerate(members):
+                pack.load(slot, self.request(name, identity, starts.get(name), home))
+            pack.pad()
+            kept: dict[int, list[Residual]] = {}
+            checks: list[list[float]] = []
+            for iteration in range(max(keep) + 1):
+                with pack.at_work():
+                    if iteration % CHECK_EVERY == 0:
+                        checks.append(pack.convergence_losses())
+                    if iteration in keep:
+                        kept[iteration] = [pack.residual(slot) for slot in range(len(members))]
+                    if iteration < max(keep):
+                        pack.step()
+            for slot, (name, _) in enumerate(members):
+                courses[name] = Course({at: found[slot] for at, found in kept.items()}, [row[slot] for row in checks])
+        return courses
+
+    def request(self, name: str, who: Identity, start: Residual | None, home: int) -> TrainingRequest:
+        background = backgrounds_of(name)[home]
+        pictures = [draw(who, background, f"study/{home}/{name}/{number}")[0] for number in range(4)]
+        return TrainingRequest(name, who.macro_class, 0, encode_references(self.base, pictures), start)
+
+    def judge(
+        self, who: Sequence[tuple[str, Identity]], courses: Mapping[str, Course], at: Sequence[int]
+    ) -> dict[int, dict[str, float]]:
+        return {
+            iteration: self.score(who, {name: courses[name].residuals[iteration] for name, _ in who})
+            for iteration in at
+        }
+
+    def score(self, who: Sequence[tuple[str, Identity]], residuals: Mapping[str, Residual]) -> dict[str, float]:
+        """Mean identity, prompt score and share of right backgrounds, four prompts a concept."""
+        asked = {name: backgrounds_of(name)[2:6] for name, _ in who}
+        requests = [
+            RenderRequest(
+                name,
+                identity.macro_class,
+                f"a photo of a {{concept}} {BACKGROUND_PHRASES[background][0]}",
+                index,
+                0,
+                "lag",
+                index,
+            )
+            for name, identity in who
+            for index, background in enumerate(asked[name])
+        ]
+        token = self.spec.training.identifier_token
+        renderings = render(self.base, residuals, requests, self.spec.sampling, identifier_token=token)
+        scores = [
+            score
+            for name, identity in who
+            for score in judge_images(
+                self.scorer, identity, [one.image for one in renderings if one.request.concept_id == name], asked[name]
+            )
+        ]
+        identity, prompt, background = np.mean(np.asarray(scores, dtype=float), axis=0).round(3).tolist()
+        return {"identity": identity, "prompt": prompt, "background": background}
+
+
+def backgrounds_of(name: str) -> list[str]:
+    """All backgrounds in an order of this concept's own: the first two for references, the rest for prompts."""
+    rng = np.random.default_rng(list(name.encode()))
+    return [BACKGROUNDS[index] for index in rng.permutation(len(BACKGROUNDS))]
+
+
+def mean_residual(residuals: Sequence[Residual]) -> Residual:
+    """The residual of the same ranks that is nearest to the mean of dW = A B, and the mean V*."""
+    ranks = residuals[0].ranks
+    a, b = {}, {}
+    for name, rank in ranks.items():
+        u, s, v = torch.linalg.svd(torch.stack([one.delta(name) for one in residuals]).mean(dim=0))
+        root = s[:rank].sqrt()
+        a[name], b[name] = u[:, :rank] * root, root[:, None] * v[:rank]
+    return Residual(a, b, torch.stack([one.identifier for one in residuals if one.identifier is not None]).mean(dim=0))
+
+
+def stops_at(checks: Sequence[float], threshold: float) -> int:
+    """The iteration at which the rule ends a training with these losses, or the last."""
+    rule = EarlyStopping(check_every=CHECK_EVERY, threshold=threshold)
+    for count in range(1, len(checks) + 1):
+        if has_converged(checks[:count], rule):
+            return (count - 1) * CHECK_EVERY
+    return (len(checks) - 1) * CHECK_EVERY
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Real workers with several shards in hand: what dies on the way, or overlaps, leaves no trace in the catalog."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from persres.core.errors import InvalidInput
+from persres.core.lag_sampling import SamplingSettings
+from persres.core.residual_training import TrainingSettings
+from persres.jobs import gpu_worker
+from persres.jobs.gpu_worker import worker_maker
+from persres.jobs.run_shards import run_shards
+from persres.pipeline.base_model_files import resolve_base_model, resolve_scorer
+from persres.pipeline.catalog_digest import catalog_digest
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.fingerprint import fingerprint
+from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
+from persres.pipeline.personalize_shard import personalize_shard
+from persres.pipeline.personalizer import load_personalizer
+from persres.pipeline.plan import PlannedConcept, Shard
+from persres.pipeline.run_accounting import device_busy_share
+from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.shard_stages import ShardStages
+
+from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
+from ..pipeline.catalog_samples import drawing, png
+
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
+
+RUN = "20260101T000000Z-aaaaaa"
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = tmp_path_factory.mktemp("models")
+    return RunSpec(
+        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
+        scorer=str(write_tiny_scorer(folder / "scorer")),
+        training=TrainingSettings(iterations=30, batch_size=2, pack_size=2, train_identifier=True),
+        sampling=SamplingSettings(steps=4, batch_size=3, variants=("base", "lag")),
+    )
+
+
+def shards(spec: RunSpec, count: int) -> list[Shard]:
+    """Shards of three concepts, one of them with a concept that cannot be loaded."""
+
+    def planned(name: str) -> PlannedConcept:
+        data = b"no image" if name == "4-b" else png(drawing(name, 40))
+        prompts = ("a {concept} on grass", "a {concept} in the snow")
+        row = ManifestRow(0, name, "mug", (ReferenceSource(data=data),), prompts)
+        return PlannedConcept(row, fingerprint(row, (str(data),), spec, "tiny", "tiny"))
+
+    return [Shard.of("train", [planned(f"{number}-{letter}") for letter in "abc"]) for number in range(count)]
+
+
+def test_a_worker_killed_with_shards_in_hand_leaves_the_catalog_of_a_quiet_run(spec, tmp_path: Path):
+    base, scorer, work = resolve_base_model(spec), resolve_scorer(spec), shards(spec, 8)
+    chaos, quiet = CatalogStore(str(tmp_path / "chaos")), CatalogStore(str(tmp_path / "quiet"))
+    make = worker_maker(spec, base, scorer, catalog_uri=str(tmp_path / "chaos"), run_id=RUN, device="cpu")
+    made, killed = [], []
+
+    def make_worker():
+        made.append(make())
+        return made[-1]
+
+    def kill_the_first_once_it_works(incident_or_progress: object) -> None:
+        if made and not killed and getattr(incident_or_progress, "committed", 0):
+            killed.append(made[0])
+            ray.kill(made[0])
+
+    outcome = run_shards(work, make_worker=make_worker, workers=2, on_progress=kill_the_first_once_it_works)
+    assert killed and len(made) == 3 and outcome.incidents
+    assert [failure.concept_id for failure in outcome.failures] == ["4-b"] and len(outcome.committed) == 23
+    share = device_busy_share(outcome.seconds, outcome.ready_seconds)
+    assert share is not None and 0 < share <= 1
+
+    torch.set_num_threads(1)
+    personalizer = load_personalizer(spec, base, scorer, "cpu", quiet)
+    for shard in work:
+        personalize_shard(personalizer, shard, spec, quiet, run_id=RUN, attempt="001", stages=ShardStages())
+    assert catalog_digest(chaos) == catalog_digest(quiet)
+
+
+def test_a_worker_of_another_version_is_refused(spec, monkeypatch):
+    make = partial(worker_maker, spec, resolve_base_model(spec), None, catalog_uri="memory://x", run_id=RUN)
+    monkeypatch.setattr(gpu_worker, "METHOD_VERSION", -1)  # here, and not in the worker's process
+    worker = make(device="cpu")()
+    with pytest.raises(InvalidInput, match="is not the version that planned the run"):
+        ray.get(worker.ready.remote())
+    ray.kill(worker)
