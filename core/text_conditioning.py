@@ -51,8 +51,9 @@ class TextConditioning:
         if self.pooled is None:
             return {"encoder_hidden_states": self.states}
         pooled = self.pooled.repeat_interleave(samples // self.pooled.shape[0], dim=0)
-        size = torch.tensor([height, width, 0, 0, height, width], device=pooled.device, dtype=pooled.dtype)
-        added = {"text_embeds": pooled, "time_ids": size.expand(samples, -1)}
+        size = pooled.new_zeros(samples, 6)  # height, width, two zeros for the crop, height, width
+        size[:, 0::4], size[:, 1::4] = height, width
+        added = {"text_embeds": pooled, "time_ids": size}
         return {"encoder_hidden_states": self.states, "added_cond_kwargs": added}
 
 

@@ -1,0 +1,101 @@
+"""What a benchmark run measures: on which device, how long, with which settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ...core.base_model import BaseModel, load_base_model
+from ...core.errors import InvalidInput
+from ...core.lag_sampling import SamplingSettings
+from ...core.residual_training import TrainingSettings
+from ..base_model_files import resolve_model
+from ..run_spec import RunSpec
+from .published_shapes import PUBLISHED_SHAPES, build_published
+
+LARGEST_PACK = {"cpu": 16, "cuda": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """Everything about a run but the model.
+
+    Attributes:
+        iterations: optimizer steps really done; seconds are scaled to `training.iterations`.
+        rounds: how often every row is measured.
+        max_pack: the largest pack; memory may end before.
+        threads: CPU threads of the process.
+        rows: names of the rows to measure, besides the peers they are compared with; empty for all.
+    """
+
+    device: Literal["cpu", "cuda"]
+    threads: int
+    max_pack: int
+    training: TrainingSettings
+    sampling: SamplingSettings
+    iterations: int = 10
+    rounds: int = 3
+    rows: tuple[str, ...] = ()
+
+    @property
+    def pack_sizes(self) -> list[int]:
+        """2, 4, 8, … up to `max_pack`."""
+        return [2**power for power in range(1, self.max_pack.bit_length())]
+
+
+def make_bench_plan(
+    spec: RunSpec | None = None,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+    max_pack: int | None = None,
+    iterations: int = 10,
+    rounds: int = 3,
+    rows: Sequence[str] = (),
+) -> BenchPlan:
+    """Settle what was left open, and take the settings from a run spec or the defaults.
+
+    V* is frozen and no concept stops early or starts warm, since the peer has nothing like it.
+
+    Raises:
+        InvalidInput: CUDA is asked for where there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("--device 'cuda': torch sees no CUDA device here", fix="say --device cpu")
+    settled = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    settings = spec or RunSpec()
+    return BenchPlan(
+        device=settled,
+        threads=threads or usable_threads(),
+        max_pack=max_pack or LARGEST_PACK[settled],
+        training=settings.training.model_copy(
+            update={"train_identifier": False, "early_stopping": None, "warm_start": None}
+        ),
+        sampling=settings.sampling,
+        iterations=iterations,
+        rounds=rounds,
+        rows=tuple(rows),
+    )
+
+
+def usable_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_bench_model(model: str, device: str) -> BaseModel:
+    """A published shape with random weights, or a real model: bfloat16 on CUDA, float32 on the CPU, as workers have it.
+
+    Raises:
+        InvalidInput: there is no such model, or it cannot be measured.
+    """
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    for shape in PUBLISHED_SHAPES:
+        if model == shape:
+            return build_published(shape, device=device, dtype=dtype)
+    found = resolve_model(model)
+    return load_base_model(found.path, name=model, revision=found.revision, device=device, dtype=dtype)
