@@ -116,6 +116,12 @@ def load_target_layers(path: str | Path) -> tuple[TargetLayer, ...]:
         return find_target_layers(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
+def load_xl_layers_per_block(path: str | Path) -> int | None:
+    """`layers_per_block` of a base model's UNet if it is of Stable Diffusion XL's shape, else None; from its folder."""
+    config: Any = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
+    return int(config["layers_per_block"]) if config.get("addition_embed_type") == "text_time" else None
+
+
 def load_tokenizer(path: str | Path, subfolder: str = "tokenizer") -> CLIPTokenizer:
     """The tokenizer alone, for checking prompts without loading any weights."""
     return CLIPTokenizer.from_pretrained(path, subfolder=subfolder, local_files_only=True)

@@ -49,8 +49,14 @@ def diffusers_lora(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
     return _safetensors(weights, {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in config.items()})})
 
 
-def kohya_lora(residual: Residual, target_layers: Sequence[TargetLayer], *, title: str = "") -> bytes:
-    """A file for ComfyUI, A1111 and every other reader of kohya's names; Stable Diffusion 1.x and 2.x.
+def kohya_lora(
+    residual: Residual, target_layers: Sequence[TargetLayer], *, title: str = "", xl_layers_per_block: int | None = None
+) -> bytes:
+    """A file for ComfyUI, A1111 and every other reader of kohya's names.
+
+    Args:
+        xl_layers_per_block: for Stable Diffusion XL, whose layers these readers know by the names of its own code, the
+            UNet's `layers_per_block`.
 
     Raises:
         PersresError: the residual does not fit these layers.
@@ -58,7 +64,8 @@ def kohya_lora(residual: Residual, target_layers: Sequence[TargetLayer], *, titl
     check_residual(residual, target_layers)
     weights: dict[str, Tensor] = {}
     for layer in target_layers:
-        key = "lora_unet_" + layer.name.replace(".", "_")
+        name = layer.name if xl_layers_per_block is None else _sgm_name(layer.name, xl_layers_per_block)
+        key = "lora_unet_" + name.replace(".", "_")
         down, up = _as_weights(residual, layer)
         weights |= {
             f"{key}.lora_down.weight": down,
@@ -77,6 +84,18 @@ def textual_inversion(residual: Residual, token: str) -> bytes:
     if residual.identifier is None:
         raise PersresError("V* was not trained with this residual", fix="use the identifier token itself in prompts")
     return _safetensors({token: residual.identifier[None].contiguous()}, {})
+
+
+def _sgm_name(name: str, layers_per_block: int) -> str:
+    """A transformer's layer by its name in SDXL's own code, which counts resnets, samplers and the first convolution.
+
+    "down_blocks.1.attentions.0.proj_out" is "input_blocks.4.1.proj_out" where a block has two layers.
+    """
+    block, *numbers, layer = name.replace("attentions.", "").split(".")
+    if block == "mid_block":
+        return f"middle_block.1.{layer}"
+    position = int(numbers[0]) * (layers_per_block + 1) + int(numbers[1])
+    return f"input_blocks.{1 + position}.1.{layer}" if block == "down_blocks" else f"output_blocks.{position}.1.{layer}"
 
 
 def _as_weights(residual: Residual, layer: TargetLayer) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..core.base_model import load_target_layers
+from ..core.base_model import load_target_layers, load_xl_layers_per_block
 from ..core.lora_export import DIFFUSERS_FILE, TEXTUAL_INVERSION_FILE, diffusers_lora, kohya_lora, textual_inversion
 from ..core.residual import Residual
 from .base_model_files import resolve_model
@@ -25,10 +25,13 @@ def export_concept(store: CatalogStore, committed: CommittedConcept, out: Path) 
     """
     row = read_residual_row(store, committed)
     residual = Residual.from_bytes(row.residual)
-    layers = load_target_layers(resolve_model(row.base_model, _hub_commit(row.base_model_revision)).path)
+    path = resolve_model(row.base_model, _hub_commit(row.base_model_revision)).path
+    layers, xl_layers_per_block = load_target_layers(path), load_xl_layers_per_block(path)
     files = {
         DIFFUSERS_FILE: diffusers_lora(residual, layers),
-        f"{row.concept_id}.kohya.safetensors": kohya_lora(residual, layers, title=row.concept_id),
+        f"{row.concept_id}.kohya.safetensors": kohya_lora(
+            residual, layers, title=row.concept_id, xl_layers_per_block=xl_layers_per_block
+        ),
     }
     if residual.identifier is not None:
         files[TEXTUAL_INVERSION_FILE] = textual_inversion(residual, f"<{row.concept_id}>")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load
 
-from persres.core.base_model import BaseModel
+from persres.core.base_model import BaseModel, TargetLayer, load_xl_layers_per_block
 from persres.core.errors import PersresError
 from persres.core.identifier_token import identifier_embedding
 from persres.core.lag_sampling import RenderRequest, SamplingSettings, render
@@ -68,6 +68,40 @@ def test_kohya_names_and_scale(sd1: BaseModel, residual: Residual):
     assert weights[f"{key}.lora_down.weight"].shape == (rank, 32, 1, 1)
     assert weights[f"{key}.lora_up.weight"].shape == (32, rank, 1, 1)
     assert weights[f"{key}.alpha"].item() == rank and len(weights) == 3 * len(sd1.target_layers)
+
+
+@pytest.mark.parametrize("file_format", ["diffusers", "kohya"])
+def test_the_xl_pipeline_renders_what_we_render(sdxl: BaseModel, sdxl_folder: Path, tmp_path, file_format):
+    residual = initialize_residual(sdxl.target_layers, rank_fraction=0.3, a_std=0.3, seed=1)
+    layers = load_xl_layers_per_block(sdxl_folder)
+    blob = (
+        diffusers_lora(residual, sdxl.target_layers)
+        if file_format == "diffusers"
+        else kohya_lora(residual, sdxl.target_layers, xl_layers_per_block=layers)
+    )
+    (tmp_path / DIFFUSERS_FILE).write_bytes(blob)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(tmp_path, weight_name=DIFFUSERS_FILE)
+    noise = torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(7))[None]
+    image = pipeline(
+        "a sks mug on grass", num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="np"
+    ).images[0]
+    assert np.abs(ours(sdxl, residual).astype(int) - (image * 255).round().astype(int)).max() <= 1
+
+
+def test_xl_layers_get_the_names_of_xls_own_code(sdxl: BaseModel):
+    names = (
+        "down_blocks.1.attentions.0",
+        "down_blocks.2.attentions.1",
+        "mid_block.attentions.0",
+        "up_blocks.1.attentions.2",
+    )
+    layers = [TargetLayer(f"{name}.proj_out", 32, "linear") for name in names]
+    residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.3, seed=1)
+    keys = {key.split(".")[0] for key in load(kohya_lora(residual, layers, xl_layers_per_block=2))}
+    blocks = ("input_blocks_4_1", "input_blocks_8_1", "middle_block_1", "output_blocks_5_1")
+    assert keys == {f"lora_unet_{block}_proj_out" for block in blocks}
 
 
 def test_linear_layers_keep_two_dimensions(sd2: BaseModel):
