@@ -1,7 +1,7 @@
 # make demo      the whole path on the embedded default: train, render, score and report 12 drawn concepts
 # make test      the tests, without the slow ones
 # make test-all  every test
-# make bench     the CPU benchmarks, half an hour on a quiet machine; results in .benchmarks/*.json
+# make bench     the CPU benchmarks, for a machine that does nothing else for an hour; results in .benchmarks/*.json
 # make lint      ruff and pyright
 # On a fresh clone each of them first makes .venv and installs into it what it needs.
 
