@@ -6,9 +6,6 @@ up: packs of 1, 2, 4 … concepts are really trained for a few steps, until memo
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .base_model import BaseModel
+from .device_memory import available_bytes, peak_memory, release_memory
 from .latents import ReferenceLatents
 from .residual_training import TrainingRequest, TrainingSettings, is_out_of_memory
 from .training_pack import TrainingPack
@@ -54,21 +52,22 @@ def choose_pack_size(trials: Sequence[PackTrial]) -> int:
     return min(trial.pack_size for trial in trials if trial.concepts_per_second * WORTH_DOUBLING >= best)
 
 
-def is_worth_doubling(trials: Sequence[PackTrial], free_bytes: int) -> bool:
+def is_worth_doubling(trials: Sequence[PackTrial], free_bytes: int | None) -> bool:
     """Whether a pack twice the last one's size should be tried: throughput still grows, and by forecast it fits.
 
-    Memory grows by the same amount for every concept, so two trials tell what the next one takes.
+    Memory grows by the same amount for every concept, so two trials tell what the next one takes. Where the machine
+    does not say what is free (None), throughput alone decides.
     """
     last = trials[-1]
     if last.pack_size >= LARGEST:
         return False
     if len(trials) == 1:
-        return 2 * last.peak_bytes <= MEMORY_SHARE * free_bytes
+        return free_bytes is None or 2 * last.peak_bytes <= MEMORY_SHARE * free_bytes
     before = trials[-2]
     if last.concepts_per_second < WORTH_DOUBLING * before.concepts_per_second:
         return False
     forecast = last.peak_bytes + 2 * (last.peak_bytes - before.peak_bytes)
-    return forecast <= MEMORY_SHARE * free_bytes
+    return free_bytes is None or forecast <= MEMORY_SHARE * free_bytes
 
 
 def measure_packs(
@@ -86,7 +85,10 @@ def measure_packs(
         RuntimeError: not even one concept fits; torch's own out-of-memory error.
     """
     trials: list[PackTrial] = []
-    free = _free_bytes(base)
+    # What the model holds already is part of every trial on CUDA, and of what is free for one.
+    free = available_bytes(base.device)
+    if free is not None and base.device.type == "cuda":
+        free += torch.cuda.memory_allocated(base.device)
     started, size = time.perf_counter(), 1
     while True:
         try:
@@ -101,45 +103,23 @@ def measure_packs(
         if time.perf_counter() - started + next_seconds > budget_seconds or not is_worth_doubling(trials, free):
             break
         size *= 2
-    if base.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(base.device)
     return trials
 
 
 def _try(base: BaseModel, settings: TrainingSettings, size: int) -> PackTrial:
-    before = _begin_peak(base)
-    pack = TrainingPack(base, settings, size)
     side = base.resolution // base.pixels_per_latent
     latents = torch.zeros(1, base.latent_channels, side, side)
-    for slot in range(size):
-        pack.load(slot, TrainingRequest(f"trial-{slot}", "thing", 0, ReferenceLatents(latents, latents + 1)))
     seconds = []
-    with pack.at_work():
-        for _ in range(1 + STEPS):  # the first step also warms up
-            started = time.perf_counter()
-            pack.step()
-            if base.device.type == "cuda":
-                torch.cuda.synchronize(base.device)
-            seconds.append(time.perf_counter() - started)
-    return PackTrial(size, min(seconds[1:]), _peak(base) - before)
-
-
-def _free_bytes(base: BaseModel) -> int:
-    if base.device.type == "cuda":
-        return torch.cuda.mem_get_info(base.device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _begin_peak(base: BaseModel) -> int:
-    if base.device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(base.device)
-    return torch.cuda.memory_allocated(base.device)
-
-
-def _peak(base: BaseModel) -> int:
-    """The most memory held: on the CPU of the whole process since it began, which packs of growing size only raise."""
-    if base.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(base.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with peak_memory(base.device) as peak:
+        pack = TrainingPack(base, settings, size)
+        for slot in range(size):
+            pack.load(slot, TrainingRequest(f"trial-{slot}", "thing", 0, ReferenceLatents(latents, latents + 1)))
+        with pack.at_work():
+            for _ in range(1 + STEPS):  # the first step also warms up
+                started = time.perf_counter()
+                pack.step()
+                if base.device.type == "cuda":
+                    torch.cuda.synchronize(base.device)
+                seconds.append(time.perf_counter() - started)
+    return PackTrial(size, min(seconds[1:]), peak.bytes or 0)

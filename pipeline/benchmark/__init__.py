@@ -5,6 +5,6 @@ contestants.py             what each row does, and how its seconds scale to a co
 dreambooth_lora_peer.py    the peer's training loop           peer_rendering.py    the peer's rendering
 batch_rendering.py         ours                               twin.py              two modules, one set of weights
 published_shapes.py        Stable Diffusion with random weights
-step_clock.py, peak_memory.py, device_peak.py, flop_count.py    the instruments
+step_clock.py, device_peak.py, flop_count.py    the instruments
 bench_result.py            the rows and their JSON            step_profile.py      where a step's time goes
 """

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ...core.base_model import BaseModel
+from ...core.device_memory import available_bytes, peak_memory, release_memory
 from ...core.errors import InvalidInput, PersresError
 from ...core.residual_training import is_out_of_memory
 from .bench_plan import BenchPlan
@@ -28,7 +29,6 @@ from .contestants import (
     training_contestants,
 )
 from .device_peak import matmul_peak, threads
-from .peak_memory import available_bytes, peak_memory, release_memory
 
 OnProgress = Callable[[str, int, int], None]
 

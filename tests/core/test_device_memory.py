@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from persres.pipeline.benchmark.peak_memory import available_bytes, peak_memory
+from persres.core.device_memory import available_bytes, peak_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 CPU = torch.device("cpu")
