@@ -22,6 +22,7 @@ from ..core.quality_scores import ScoringSettings
 from ..core.residual_training import TrainingSettings
 from ..core.settings import Settings
 from .base_model_files import SPRITEWORLD
+from .recovery import RecoverySettings
 from .reference_images import ReferenceSettings
 
 _DEFAULT_PROMPTS = (
@@ -65,10 +66,11 @@ class RunSpec(Settings):
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     references: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    recovery: RecoverySettings = Field(default_factory=RecoverySettings)
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
-        return frozenset({"shard_size", "workers"})
+        return frozenset({"shard_size", "workers", "recovery"})
 
     @model_validator(mode="before")
     @classmethod
