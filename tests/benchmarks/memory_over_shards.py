@@ -1,0 +1,146 @@
+"""Whether driver and worker keep their memory: resident bytes over many shards that do nothing, and over real packs.
+
+    python tests/benchmarks/memory_over_shards.py --json memory_over_shards.json
+
+One run of 200 shards on a worker that does nothing, and one of 50 packs that a real worker trains (few iterations),
+renders, scores and commits to a local catalog. The memory of both processes is read after every shard. `growth` is the
+slope of a straight line through the second half of them, in MiB a hundred shards: what comes before that is libraries,
+caches and pools that fill up once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+from noop_shards import IdleWorker, shard
+
+from persres.jobs.gpu_worker import worker_maker
+from persres.jobs.local_ray import embedded_ray
+from persres.jobs.prepare_run import prepare_run
+from persres.jobs.run_shards import SHARDS_IN_HAND, RunProgress, run_shards
+from persres.pipeline.benchmark.bench import device_name
+from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.plan import Shard, make_shards
+from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.shard_work import ShardSummary
+from persres.pipeline.spriteworld.demo_catalog import write_demo
+
+PACK_SIZE = 2
+SPEC = {
+    "training": {"iterations": 4, "batch_size": 2, "pack_size": PACK_SIZE, "train_identifier": True},
+    "sampling": {"steps": 2, "batch_size": 4, "guidance_scale": 4.0},
+    "shard_size": PACK_SIZE,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.add_argument("--noop-shards", type=int, default=200, metavar="N")
+    parser.add_argument("--packs", type=int, default=50, metavar="N")
+    arguments = parser.parse_args()
+    rows = []
+    with embedded_ray(1):
+        rows.append(measure("noop_shards", [shard(number) for number in range(arguments.noop_shards)], idle_worker))
+    with embedded_ray(1), TemporaryDirectory() as folder:
+        rows.append(measure("real_packs", *real_shards(Path(folder), arguments.packs)))
+    text = json.dumps({"machine": machine(), "rows": rows}, indent=1)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+def measure(name: str, shards: Sequence[Shard], make_worker: Callable[[], Any]) -> dict[str, Any]:
+    """All shards through the driver and one worker, and what both processes held after each of them."""
+    driver = psutil.Process()
+    held: dict[str, list[float]] = {"driver": [], "worker": []}
+    seen = -1
+
+    def read(progress: RunProgress) -> None:
+        nonlocal seen
+        workers = [child for child in driver.children(recursive=True) if is_worker(child)]
+        if progress.committed > seen and workers:
+            seen = progress.committed
+            held["driver"].append(mebibytes(driver))
+            held["worker"].append(mebibytes(workers[0]))
+
+    outcome = run_shards(shards, make_worker=make_worker, workers=1, on_progress=read)
+    assert not outcome.failures, outcome.failures
+    return {"name": name, "shards": len(shards), "readings": len(held["driver"])} | {
+        process: {
+            "first": values[0],
+            "middle": values[len(values) // 2],
+            "last": values[-1],
+            "growth_per_100_shards": round(growth(values) * len(values) / len(shards) * 100, 2),
+        }
+        for process, values in held.items()
+    }
+
+
+def growth(values: Sequence[float]) -> float:
+    """The slope of the second half, per reading."""
+    later = np.asarray(values[len(values) // 2 :])
+    return float(np.polyfit(np.arange(len(later)), later, 1)[0]) if len(later) > 1 else 0.0
+
+
+def is_worker(process: psutil.Process) -> bool:
+    title = process.cmdline()[:1]
+    return bool(title) and title[0].startswith("ray::") and "Worker" in title[0]
+
+
+def mebibytes(process: psutil.Process) -> float:
+    return round(process.memory_info().rss / 2**20, 1)
+
+
+class UnhurriedWorker(IdleWorker):
+    """Does nothing, slowly enough for the memory to be read between two shards."""
+
+    @ray.method(concurrency_group="shards")
+    def personalize(self, shard: Shard, attempt: str) -> ShardSummary:
+        time.sleep(0.5)
+        return ShardSummary(shard.shard_id, attempt, shard.concept_ids, (), {})
+
+
+def idle_worker() -> Any:
+    groups = {"shards": SHARDS_IN_HAND, "progress": 1}
+    actor: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=groups)(UnhurriedWorker)
+    return actor.remote()
+
+
+def real_shards(folder: Path, packs: int) -> tuple[list[Shard], Callable[[], Any]]:
+    """So many packs' work on a drawn manifest, a shard each, and what starts a real worker for it."""
+    write_demo(folder, concepts=packs * PACK_SIZE, references=2)
+    spec, catalog = RunSpec.model_validate(SPEC), str(folder / "catalog")
+    prepared = prepare_run(str(folder / "manifest.parquet"), spec)
+    plan = prepared.plan(read_committed(CatalogStore(catalog)))
+    make_worker = worker_maker(
+        spec, prepared.base, prepared.scorer, catalog_uri=catalog, run_id="20260101T000000Z-000000", device="cpu"
+    )
+    return make_shards(plan, PACK_SIZE, pack_size=PACK_SIZE), make_worker
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "device": device_name(torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "ray": ray.__version__,
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
