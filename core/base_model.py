@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,9 +123,84 @@ def load_xl_layers_per_block(path: str | Path) -> int | None:
     return int(config["layers_per_block"]) if config.get("addition_embed_type") == "text_time" else None
 
 
+_PARTS = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+_ONLY_XL_HAS = ("text_encoder_2", "tokenizer_2")
+
+
+def check_parts(path: str | Path, name: str) -> int:
+    """Refuse a base model of another kind, or of parts that do not belong together, by its configuration alone.
+
+    Args:
+        name: what the run spec calls it.
+
+    Returns:
+        The pixels, along one side, that one latent stands for.
+
+    Raises:
+        InvalidInput: a part is missing, is of another class, or does not fit the others.
+    """
+    index = _configuration(path, "model_index.json", name)
+    for part, classes in _PARTS.items():
+        entry = index.get(part)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found not in classes and not (found is None and part in _ONLY_XL_HAS):
+            reason = f"base model {name!r}: its {part} is {found or 'missing'}, not {' or '.join(classes)}"
+            raise InvalidInput(reason, fix=_STABLE_DIFFUSION)
+        if found and part not in ("tokenizer", "tokenizer_2") and not any((Path(path) / part).glob("*.safetensors")):
+            raise InvalidInput(f"base model {name!r} has no weights (*.safetensors) in {part}", fix=_STABLE_DIFFUSION)
+    unet, vae = (_configuration(path, f"{part}/config.json", name) for part in ("unet", "vae"))
+    channels, latents = unet.get("in_channels"), vae.get("latent_channels")
+    if channels != latents:
+        reason = f"base model {name!r}: its unet reads {channels} channels, its vae makes {latents}"
+        fix = "one for inpainting or editing reads more; give a text-to-image model"
+        raise InvalidInput(reason, fix=fix)
+    blocks = vae.get("block_out_channels")
+    if not isinstance(blocks, list) or not blocks:
+        raise InvalidInput(f"base model {name!r}: its vae/config.json names no blocks", fix=_STABLE_DIFFUSION)
+    return 2 ** (len(blocks) - 1)
+
+
+_STABLE_DIFFUSION = (
+    "give a diffusers Stable Diffusion 1.x, 2.x or XL folder with tokenizer, text_encoder, vae, unet and scheduler, "
+    "its weights as .safetensors"
+)
+
+
+def _configuration(path: str | Path, file: str, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(path) / file).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"base model {name!r}: {file} cannot be read: {type(error).__name__}"
+        raise InvalidInput(reason, fix="copy the folder again") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"base model {name!r}: {file} is no configuration", fix="copy the folder again")
+    return found
+
+
 def load_tokenizer(path: str | Path, subfolder: str = "tokenizer") -> CLIPTokenizer:
-    """The tokenizer alone, for checking prompts without loading any weights."""
-    return CLIPTokenizer.from_pretrained(path, subfolder=subfolder, local_files_only=True)
+    """The tokenizer alone, for checking prompts without loading any weights.
+
+    Raises:
+        InvalidInput: it has no files, or damaged ones.
+    """
+    try:
+        return CLIPTokenizer.from_pretrained(path, subfolder=subfolder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise nearly every kind
+        reason = f"the base model's {subfolder} cannot be read: {_first_line(error)}"
+        raise InvalidInput(
+            reason, fix="copy the folder again, with tokenizer_config.json and its vocabulary"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_base_model(
@@ -158,11 +234,11 @@ def load_base_model(
         text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", dtype) if is_xl else None
         vae = _torch_dtype_part(AutoencoderKL, path, "vae", torch.float32)
         unet = _torch_dtype_part(UNet2DConditionModel, path, "unet", dtype)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (InvalidInput, MemoryError):
+        raise
+    except Exception as error:  # diffusers, transformers, torch and safetensors each raise their own kinds
         raise InvalidInput(
-            f"base model {name!r} could not be loaded: {str(error).splitlines()[0]}",
-            fix="give a diffusers Stable Diffusion folder with tokenizer, text_encoder, vae, unet and scheduler, "
-            "its weights as .safetensors",
+            f"base model {name!r} could not be loaded: {_first_line(error)}", fix=_STABLE_DIFFUSION
         ) from error
     for module in filter(None, (text_encoder, text_encoder_2, vae, unet)):
         module.to(device).eval().requires_grad_(False)

@@ -93,6 +93,14 @@ class StoreError(PersresError):
     """The object store (or disk) did not do what was asked: infrastructure, worth another try."""
 
 
+class StoreUnavailable(StoreError):
+    """The store was asked again for as long as patience allows, and did not answer as it should."""
+
+
+class StoreRefused(StoreError):
+    """The store says no for a reason that asking again does not change: no permission, no such bucket, no space."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConceptFailure:
     """A concept that ended without a result, as a row: which, where, why, and what to do about it."""

@@ -10,8 +10,9 @@ Images of different concepts, prompts and variants share a batch: each has its o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from .attention_localization import ConceptLocalization, observed
 from .base_model import BaseModel
 from .batching import batches
-from .concept import expand_template
+from .concept import derive_seed, expand_template
 from .identifier_token import (
     TokenizedPrompt,
     concept_token_mask,
@@ -31,7 +32,8 @@ from .identifier_token import (
     tokenize,
     tokenize_concept_prompt,
 )
-from .latents import decode_latents
+from .latents import decode_to_tensor, tensor_to_pixels
+from .numerical_health import picture_fault
 from .residual import Residual
 from .residual_bank import ResidualBank, attached
 from .settings import Settings
@@ -97,13 +99,18 @@ class RenderRequest:
 class Rendering:
     """One image: H x W x 3 uint8, what asked for it, and the prompt as the model read it.
 
-    `finite` is False when the denoising ran into NaN or infinity; the pixels then mean nothing.
+    Attributes:
+        guidance_scale: what it was made with; where `remedy` is set, this and the seed are not what was asked for.
+        fault: why the pixels mean nothing (not finite, black, of one colour), or None. It was then made twice.
+        remedy: what was changed for a second try, and why; None: the first one was sound.
     """
 
     request: RenderRequest
     prompt: str
     image: np.ndarray
-    finite: bool
+    guidance_scale: float
+    fault: str | None = None
+    remedy: str | None = None
 
 
 def render(
@@ -117,14 +124,49 @@ def render(
 ) -> list[Rendering]:
     """Render all requests, in their order, in full batches of mixed concepts.
 
+    An image that is not finite, black or of one colour is made once more, from another seed and with half as much
+    guidance; its `remedy` says so. If that is no better its `fault` tells both.
+
     Args:
         residuals: by concept id; every request's concept must be here unless its variant is "base".
-        on_step: called with the number of denoising steps done over all batches.
+        on_step: called with the number of denoising steps done over all batches, of second tries too.
 
     Raises:
         ConceptError: a prompt does not fit the tokenizer.
         KeyError: a request's concept has no residual.
     """
+    renderings = _render_all(base, residuals, requests, settings, identifier_token, on_step)
+    faulty = [place for place, rendering in enumerate(renderings) if rendering.fault]
+    if faulty:
+        done = settings.steps * math.ceil(len(requests) / settings.batch_size)
+        careful = settings.model_copy(update={"guidance_scale": 1 + (settings.guidance_scale - 1) / 2})
+        again = [_with_another_seed(renderings[place].request) for place in faulty]
+        report = (lambda step: on_step(done + step)) if on_step else None
+        second = _render_all(base, residuals, again, careful, identifier_token, report)
+        for place, rendering in zip(faulty, second, strict=True):
+            renderings[place] = _second_try(renderings[place], rendering)
+    return renderings
+
+
+def _with_another_seed(request: RenderRequest) -> RenderRequest:
+    return replace(request, seed=derive_seed(request.seed, request.concept_id, "again"))
+
+
+def _second_try(first: Rendering, second: Rendering) -> Rendering:
+    changed = f"guidance scale {second.guidance_scale:g} and another seed"
+    if second.fault:
+        return replace(second, fault=f"{first.fault}, and with {changed} {second.fault}")
+    return replace(second, remedy=f"{changed}, because at first it was {first.fault}")
+
+
+def _render_all(
+    base: BaseModel,
+    residuals: Mapping[str, Residual],
+    requests: Sequence[RenderRequest],
+    settings: SamplingSettings,
+    identifier_token: str,
+    on_step: Callable[[int], None] | None,
+) -> list[Rendering]:
     renderings: list[Rendering] = []
     for number, batch in enumerate(batches(requests, settings.batch_size)):
 
@@ -174,12 +216,23 @@ def _render_batch(
                 predicted = unconditional + settings.guidance_scale * (conditional - unconditional)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
             on_step(step + 1)
-    finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
-    images = decode_latents(base, torch.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0))
+    decoded = decode_to_tensor(base, _only_finite(latents))
+    finite = _all_finite(latents) & _all_finite(decoded)
     return [
-        Rendering(request, prompt.text, image, ok)
-        for request, prompt, image, ok in zip(batch, prompts, images, finite, strict=False)
+        Rendering(request, prompt.text, image, settings.guidance_scale, picture_fault(image, finite=ok))
+        for request, prompt, image, ok in zip(
+            batch, prompts, tensor_to_pixels(_only_finite(decoded)), finite.tolist(), strict=False
+        )
     ]
+
+
+def _all_finite(images: Tensor) -> Tensor:
+    """[I, …] -> [I], whether all values of an image are finite."""
+    return torch.isfinite(images).flatten(1).all(dim=1)
+
+
+def _only_finite(images: Tensor) -> Tensor:
+    return torch.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def tokenize_request(base: BaseModel, request: RenderRequest, identifier_token: str) -> TokenizedPrompt:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from .base_model import BaseModel
+from .errors import ConceptError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,24 +53,57 @@ def encode_references(base: BaseModel, references: Sequence[np.ndarray], *, mirr
 
     Pictures pass through the VAE one at a time: a tensor batch of another size would change their last bits, and the
     number of references differs between concepts.
+
+    A half-precision VAE that overflows on a picture gets a second try in float32, on a copy of its weights.
+
+    Raises:
+        ConceptError: a picture's latents are not finite, in float32 too.
     """
     pictures = [fit_square(reference, base.resolution) for reference in references]
     if mirrored:
         pictures += [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
-    scale = float(base.vae.config["scaling_factor"])
-    shift = float(base.vae.config.get("shift_factor") or 0.0)
+    latents = _encode(base, base.vae, pictures)
+    if _all_finite(latents):
+        return latents
+    if base.vae.dtype != torch.float32:
+        latents = _encode(base, copy.deepcopy(base.vae).float(), pictures)
+    for number in range(len(pictures)):
+        if not _all_finite(ReferenceLatents(latents.mean[number], latents.std[number])):
+            raise ConceptError(
+                f"the VAE's latents of its reference image {number % len(references)} (from 0) are not finite",
+                stage="train",
+                fix="replace that image; where every concept fails so, the base model's VAE is damaged",
+            )
+    return latents
+
+
+def _encode(base: BaseModel, vae: AutoencoderKL, pictures: Sequence[np.ndarray]) -> ReferenceLatents:
+    """The posterior of square pictures of the base model's resolution, by this VAE; one at a time."""
+    scale = float(vae.config["scaling_factor"])
+    shift = float(vae.config.get("shift_factor") or 0.0)
     means, stds = [], []
     for picture in pictures:
-        posterior = base.vae.encode(pixels_to_tensor(picture).to(base.device, base.vae.dtype), return_dict=False)[0]
+        pixels: Any = pixels_to_tensor(picture).to(base.device, vae.dtype)
+        posterior = vae.encode(pixels, return_dict=False)[0]
         means.append((posterior.mean.float() - shift) * scale)
         stds.append(posterior.std.float() * scale)
     return ReferenceLatents(torch.cat(means), torch.cat(stds))
 
 
+def _all_finite(latents: ReferenceLatents) -> bool:
+    return bool(torch.isfinite(latents.mean).all() and torch.isfinite(latents.std).all())
+
+
 @torch.no_grad()
 def decode_latents(base: BaseModel, latents: Tensor) -> np.ndarray:
     """[I, C, h, w] latents as the UNet sees them -> I x H x W x 3 uint8."""
+    return tensor_to_pixels(decode_to_tensor(base, latents))
+
+
+@torch.no_grad()
+def decode_to_tensor(base: BaseModel, latents: Tensor) -> Tensor:
+    """[I, C, h, w] latents as the UNet sees them -> [I, 3, H, W], what the VAE makes of them: about -1 to 1."""
     scale = float(base.vae.config["scaling_factor"])
     shift = float(base.vae.config.get("shift_factor") or 0.0)
     unscaled: Any = latents.to(base.vae.dtype) / scale + shift  # diffusers annotates FloatTensor, a Tensor is meant
-    return tensor_to_pixels(base.vae.decode(unscaled, return_dict=False)[0])
+    return base.vae.decode(unscaled, return_dict=False)[0]

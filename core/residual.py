@@ -44,6 +44,11 @@ class Residual:
         """dW = A B, [m, m]."""
         return self.a[layer] @ self.b[layer]
 
+    def delta_norm(self, layer: str) -> float:
+        """The Frobenius norm of dW = A B, without making the m x m product: ||A B||^2 = sum((A^T A) * (B B^T))."""
+        a, b = self.a[layer].double(), self.b[layer].double()
+        return float(((a.T @ a) * (b @ b.T)).sum().clamp(min=0).sqrt())
+
     def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
         """One safetensors blob: `<layer>.A`, `<layer>.B`, and `identifier_embedding` when V* was trained.
 

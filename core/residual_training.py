@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from .base_model import BaseModel
 from .convergence import EarlyStopping, has_converged
 from .errors import ConceptFailure, PersresError
 from .latents import ReferenceLatents
+from .numerical_health import CAREFUL_LEARNING_RATE_SCALE, training_fault, weight_norms
 from .residual import Residual
 from .settings import Settings
 from .training_pack import TrainingPack
@@ -75,11 +76,18 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice to fit more concepts into the device's memory"
     )
+    max_residual_norm: float = Field(
+        default=50.0,
+        gt=0,
+        description="a residual with |A B| above this many times a layer's |W| (Frobenius) has diverged; it is trained "
+        "once more at a quarter of the learning rate, then given up",
+    )
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
         # A warm start changes the result, and is recorded with it; but turning it on must not train a catalog again.
-        return frozenset({"pack_size", "gradient_checkpointing", "warm_start"})
+        # Neither must another bound on the norm, which decides what becomes of trainings that went wrong alone.
+        return frozenset({"pack_size", "gradient_checkpointing", "warm_start", "max_residual_norm"})
 
     @model_validator(mode="after")
     def _checks_meet_the_end(self) -> TrainingSettings:
@@ -97,6 +105,7 @@ class TrainingRequest:
     """A concept, ready to be trained: its seed, its class, and its references as latents.
 
     `start` is the residual to go on from, for the settings' `warm_start.iterations`; None starts from the seed.
+    `learning_rate_scale` is the share of the settings' learning rates that it is trained at.
     """
 
     concept_id: str
@@ -104,6 +113,7 @@ class TrainingRequest:
     seed: int
     latents: ReferenceLatents
     start: Residual | None = None
+    learning_rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,13 +122,15 @@ class TrainedResidual:
 
     Attributes:
         losses: [iterations done] float32, loss_k at every step.
-        seconds: its share of the time its pack took.
+        seconds: its share of the time its pack took, of both trainings if there were two.
+        remedy: what was changed for a second training, and why; None: the first one was sound.
     """
 
     concept_id: str
     residual: Residual
     losses: np.ndarray
     seconds: float
+    remedy: str | None = None
 
 
 def train_residuals(
@@ -129,25 +141,35 @@ def train_residuals(
     pack_size: int,
     on_step: Callable[[int], None] | None = None,
     on_smaller_pack: Callable[[int], None] | None = None,
+    on_second_training: Callable[[TrainingRequest, str], None] | None = None,
 ) -> Iterator[TrainedResidual | ConceptFailure]:
     """Train any number of concepts, `pack_size` at a time; a slot whose concept has ended takes the next one at once.
 
-    A concept whose loss or factors stop being finite, or that cannot be started, ends as a ConceptFailure; nothing of
-    it reaches its neighbours. Results come as trainings end, those that end together in the order of their slots.
+    A concept whose loss or factors stop being finite, or whose residual diverges, is trained once more from the same
+    start and seed, at a quarter of the learning rates; if that goes wrong too, or if it cannot be started at all, it
+    ends as a ConceptFailure. Nothing of it reaches its neighbours, and what becomes of it depends on it alone. Results
+    come as trainings end, those that end together in the order of their slots.
 
     Args:
         requests: pulled one at a time, when a slot is free.
-        on_step: called with the concept-iterations done so far; a concept that ends early counts all of its own. It
-            must not touch the device.
+        on_step: called with the concept-iterations done so far; a concept that ends early counts all of its own, one
+            that is trained twice counts them twice. It must not touch the device.
         on_smaller_pack: called with the pack size that training goes on with after the device ran out of memory. The
             concepts that were in the pack start again.
+        on_second_training: called with a concept that will be trained again, and the fault of its first training.
 
     Raises:
         PersresError: the device has too little memory for a single concept.
     """
     if pack_size < 1:
         raise ValueError(f"pack_size is {pack_size}; a pack holds at least one concept")
-    training = _Training(base, settings, iter(requests), on_step or (lambda done: None))
+    training = _Training(
+        base,
+        settings,
+        iter(requests),
+        on_step or (lambda done: None),
+        on_second_training or (lambda request, fault: None),
+    )
     while True:
         try:
             yield from training.run(pack_size)
@@ -191,6 +213,14 @@ class _Member:
         return not self.ended and len(self.losses) == check_every * len(self.checks)
 
 
+@dataclass(frozen=True, slots=True)
+class _FirstTraining:
+    """Of a concept that is trained a second time: what was wrong with the first, and how long it took."""
+
+    fault: str
+    seconds: float
+
+
 class _Training:
     """The books of `train_residuals`: who waits and who is in which slot."""
 
@@ -200,11 +230,15 @@ class _Training:
         settings: TrainingSettings,
         requests: Iterator[TrainingRequest],
         on_step: Callable[[int], None],
+        on_second_training: Callable[[TrainingRequest, str], None],
     ) -> None:
-        self.base, self.settings, self.requests, self.on_step = base, settings, requests, on_step
+        self.base, self.settings, self.requests = base, settings, requests
+        self.on_step, self.on_second_training = on_step, on_second_training
         self.again: deque[TrainingRequest] = deque()
         self.members: dict[int, _Member] = {}
         self.iterations_ended = 0
+        self.weight_norms = weight_norms(base)
+        self.first_trainings: dict[str, _FirstTraining] = {}
 
     def start_again(self) -> None:
         """Put the concepts of a pack that broke back, in their order."""
@@ -233,7 +267,31 @@ class _Training:
             for slot, residual in residuals.items():
                 member = self.members.pop(slot)
                 self.iterations_ended += member.iterations
-                yield _result(member, residual)
+                yield from self._end(member, residual)
+
+    def _end(self, member: _Member, residual: Residual) -> Iterator[TrainedResidual | ConceptFailure]:
+        """What became of a concept; nothing yet, if it waits to be trained again."""
+        request, concept_id = member.request, member.request.concept_id
+        losses = torch.stack(member.losses).cpu()
+        fault = training_fault(losses, residual, self.weight_norms, self.settings.max_residual_norm)
+        first = self.first_trainings.pop(concept_id, None)
+        if fault is None:
+            remedy = (
+                f"learning rate x {request.learning_rate_scale:g}, because at first {first.fault}" if first else None
+            )
+            seconds = member.seconds + (first.seconds if first else 0.0)
+            yield TrainedResidual(concept_id, residual, losses.numpy(), seconds, remedy)
+        elif first is None:
+            self.first_trainings[concept_id] = _FirstTraining(fault, member.seconds)
+            self.again.append(replace(request, learning_rate_scale=CAREFUL_LEARNING_RATE_SCALE))
+            self.on_second_training(request, fault)
+        else:
+            yield ConceptFailure(
+                concept_id,
+                "train",
+                f"{first.fault}; trained again at {request.learning_rate_scale:g} of the learning rate, {fault}",
+                "lower training.learning_rate, or look at its reference images",
+            )
 
     def _fill(self, pack: TrainingPack, slot: int) -> Iterator[ConceptFailure]:
         """Load the next concept that can be started into a slot; those that cannot are failures."""
@@ -270,18 +328,3 @@ class _Training:
                 member = self.members[slot]
                 member.checks.append(losses[slot])
                 member.converged = has_converged(member.checks, stopping)
-
-
-def _result(member: _Member, residual: Residual) -> TrainedResidual | ConceptFailure:
-    losses = torch.stack(member.losses).cpu()
-    factors = [*residual.a.values(), *residual.b.values()]
-    finite = torch.isfinite(losses)
-    if not finite.all() or not all(torch.isfinite(factor).all() for factor in factors):
-        step = int(finite.long().cumprod(0).sum())
-        return ConceptFailure(
-            member.request.concept_id,
-            "train",
-            f"its loss was no longer finite at iteration {step} of {len(losses)}",
-            "lower training.learning_rate, or look at its reference images",
-        )
-    return TrainedResidual(member.request.concept_id, residual, losses.numpy(), member.seconds)

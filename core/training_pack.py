@@ -44,8 +44,7 @@ class TrainingPack:
         self.base, self.settings, self.size = base, settings, size
         self.slots: list[_Slot | None] = [None] * size
         self.bank, self._gradients, rows = _flat_bank(base, settings, size)
-        groups = [{"params": rows, "lr": settings.learning_rate}]
-        self._parameters_of = [[row] for row in rows]
+        self._learning_rates = [(settings.learning_rate, rows)]
         self.identifiers: Tensor | None = None
         if settings.train_identifier:
             self._start_identifier = identifier_embedding(base, settings.identifier_token)
@@ -54,10 +53,10 @@ class TrainingPack:
             rows = _rows(self.identifiers, gradient)
             self.identifiers.requires_grad_(True)
             self._gradients.append(gradient)
-            groups.append({"params": rows, "lr": settings.identifier_learning_rate})
-            for parameters, row in zip(self._parameters_of, rows, strict=True):
-                parameters.append(row)
+            self._learning_rates.append((settings.identifier_learning_rate, rows))
+        groups = [{"params": rows, "lr": rate} for rate, rows in self._learning_rates]
         self.optimizer = torch.optim.Adam(groups, fused=base.device.type in ("cpu", "cuda"))
+        self._scales = [1.0] * size
         self.text: TextConditioning | None = None
         self.shared_text = SharedText(base, fixed=not settings.train_identifier)
 
@@ -86,8 +85,9 @@ class TrainingPack:
             self.text = self.text or text.repeat(self.size)
             self.text.put(number, text)
             self.shared_text.forget()
-        for parameter in self._parameters_of[number]:
-            self.optimizer.state.pop(parameter, None)
+        for _, rows in self._learning_rates:
+            self.optimizer.state.pop(rows[number], None)
+        self._scale_learning_rates(number, request.learning_rate_scale)
         self.slots[number] = _Slot(request, prompt, settings.batch_size)
 
     def pad(self) -> None:
@@ -99,6 +99,20 @@ class TrainingPack:
         for number, slot in enumerate(self.slots):
             if slot is None:
                 self.load(number, first.request)
+
+    def _scale_learning_rates(self, number: int, scale: float) -> None:
+        """Train a slot at this share of the settings' learning rates.
+
+        Adam has a learning rate a group of parameters and takes a fused step a group: slots of one scale stay together.
+        """
+        if self._scales[number] == scale:
+            return
+        self._scales[number] = scale
+        self.optimizer.param_groups.clear()
+        for rate, rows in self._learning_rates:
+            for one in sorted(set(self._scales), reverse=True):
+                members = [row for row, its in zip(rows, self._scales, strict=True) if its == one]
+                self.optimizer.add_param_group({"params": members, "lr": rate * one})
 
     def _cold_start(self, request: TrainingRequest) -> Residual:
         settings = self.settings

@@ -3,59 +3,86 @@
 Objects are written whole or not at all: bytes are complete before the first one is sent, and on a local disk they go
 to a temporary file that takes the object's name only when it is safely on the disk. Streaming writers are not used:
 an exception inside one leaves a truncated object under the final name.
+
+Whatever goes wrong in passing is asked again, with growing pauses of random length, for as long as the store's patience
+lasts. So an operation may have been carried out more than once, or once and reported as failed: both are harmless,
+since nothing is ever appended, and no two writers use one name.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import copy
+import io
+import math
 import re
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ..core.errors import InvalidInput, PersresError, StoreError
+from ..core.errors import StoreError, StoreRefused, StoreUnavailable
+from .disk_objects import create_file, files_below, replace_file
+from .store_address import open_file_system, secrets_in, struck
+from .store_errors import Meaning, fix_for, is_precondition_failed, meaning_of
+from .store_patience import ask
+
+PATIENCE_S = 60.0
+"""How long a store that does not answer is asked again, unless somebody says otherwise."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # as file systems call it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """How large an object is, in bytes, and when it was written, in seconds since 1970 by the store's clock."""
+
+    size: int
+    modified: float
 
 
 class CatalogStore:
     """One catalog's objects, addressed by paths relative to its root, with `/` between folders.
 
+    Every operation may raise `StoreUnavailable`, when the store did not answer as it should for as long as patience
+    lasts, and `StoreRefused`, when it will not do what is asked however often: no permission, no such bucket, no room.
+
     Args:
-        uri: a local path or an fsspec URI, such as `s3://bucket/catalogs/mugs`.
-        storage_options: passed to fsspec. Credentials belong in the environment or here, never in `uri`; neither
-            appears in an error message.
+        uri: a local path or an fsspec URI, such as `s3://bucket/catalogs/mugs`, without credentials.
+        storage_options: passed to fsspec. Credentials belong in the environment, in a profile or here; they appear in
+            no error and no log.
+        patience_s: for so many seconds an operation that fails in passing is tried again; 0: never.
 
     Raises:
-        InvalidInput: no filesystem is installed for the URI's scheme.
+        InvalidInput: `uri` holds credentials, or no filesystem is installed for its scheme.
     """
 
     COMMITS = "commits/"
     INDEX = "index/"
     LEASES = "lease/"
+    PROBES = "probe/"
     RUNS = "runs/"
 
-    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._secrets = _secrets_in(uri, storage_options or {})
-        self.uri = self._redacted(uri)
-        try:
-            fs, root = fsspec.url_to_fs(os.path.expanduser(uri), **(storage_options or {}))
-        except (ImportError, ValueError) as error:
-            raise InvalidInput(
-                f"cannot open the catalog {self.uri}: {self._redacted(str(error))}",
-                fix="give a local path or a URI whose fsspec package is installed, such as s3fs for s3://",
-            ) from None
-        self._fs = fs
-        self._root = str(root).rstrip("/")
-        self._local = isinstance(fs, LocalFileSystem)
+    def __init__(
+        self, uri: str, storage_options: Mapping[str, Any] | None = None, *, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.uri = uri
+        self.patience_s = patience_s
+        self._secrets = secrets_in(storage_options or {})
+        self._fs, self._root = open_file_system(uri, storage_options or {})
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def with_patience(self, patience_s: float) -> CatalogStore:
+        """The same catalog, asked again for another number of seconds."""
+        other = copy.copy(self)
+        other.patience_s = patience_s
+        return other
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -74,6 +101,10 @@ class CatalogStore:
     def index_file(self, run_id: str, token: str) -> str:
         """A snapshot of the commit index: the newest run it covers, and a word that makes its name its own."""
         return f"{self.INDEX}{_joined(run_id, token)}.parquet"
+
+    def newest_run_of(self, index_file: str) -> str:
+        """The newest run that a snapshot of the commit index covers, by its name."""
+        return index_file.removeprefix(self.INDEX).split("_")[0]
 
     def pack_size_file(self, digest: str) -> str:
         """The pack size that was measured for a device and a model; `digest` says for which."""
@@ -105,8 +136,8 @@ class CatalogStore:
         Raises:
             StoreError: it is not there or cannot be read.
         """
-        with self._naming("read", path):
-            return self._fs.cat_file(self._full(path))
+        full = self._full(path)
+        return self._ask("read", path, lambda: self._fs.cat_file(full))
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Whole objects, fetched concurrently where the store can.
@@ -114,79 +145,127 @@ class CatalogStore:
         Raises:
             StoreError: one of them is not there or cannot be read.
         """
-        full = {self._full(path): path for path in paths}
-        if not full:
-            return {}
-        with self._naming("read", f"{len(full)} objects"):
-            found = self._fs.cat(list(full), on_error="raise")
-            return {path: found[where] for where, path in full.items()}
+        left = {self._full(path): path for path in paths}
+        found: dict[str, bytes] = {}
+
+        def fetch() -> None:  # when asked again, only what is still missing
+            answers = self._fs.cat(list(left), on_error="return") if left else {}
+            failed = []
+            for full, answer in answers.items():
+                if isinstance(answer, BaseException):
+                    failed.append(answer)
+                else:
+                    found[left.pop(full)] = answer
+            for error in sorted(failed, key=lambda error: self._meaning(error) == "passing"):
+                raise error
+
+        self._ask("read", f"{len(left)} objects", fetch)
+        return found
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole object, replacing one of that name. A reader sees the old bytes or the new, never a part.
 
         Raises:
-            StoreError: it could not be written; what was there before still is.
+            StoreError: it could not be written; what was there before still is, or else all of the new.
         """
-        with self._naming("write", path):
-            if self._local:
-                with _temporary_file(self._full(path), data) as temporary:
-                    os.replace(temporary, self._full(path))
-                _sync_folder(self._full(path))
-            else:
-                self._fs.pipe_file(self._full(path), data)
+        full = self._full(path)
+        put = replace_file if self._local else self._fs.pipe_file
+        self._ask("write", path, lambda: put(full, data))
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole object only if there is none of that name. Of any number of creators exactly one gets True.
 
+        That is, of creators whose bytes differ: who is refused and finds exactly its own bytes there takes them for
+        its own, sent by an earlier try whose answer was lost.
+
         Raises:
             StoreError: it could not be written.
         """
-        with self._naming("create", path):
+        full = self._full(path)
+
+        def put() -> bool:
             try:
                 if self._local:
-                    with _temporary_file(self._full(path), data) as temporary:
-                        _link_or_create(temporary, self._full(path), data)
-                    _sync_folder(self._full(path))
+                    create_file(full, data)
                 else:
-                    self._fs.pipe_file(self._full(path), data, mode="create")
-            except FileExistsError:
+                    self._fs.pipe_file(full, data, mode="create")
+                return True
+            except Exception as error:
+                if not is_precondition_failed(error):
+                    raise
                 return False
-            return True
+
+        return self._ask("create", path, put) or self.read(path) == data
+
+    def honours_create(self) -> bool:
+        """Whether the store heeds the condition of `create`, found by trying: some overwrite all the same.
+
+        Raises:
+            StoreError: it could not be tried.
+        """
+        if self._local:
+            return True  # what links and exclusive opens are for
+        probe = f"{self.PROBES}{secrets.token_hex(8)}"
+        try:
+            return self.create(probe, b"first") and not self.create(probe, b"second")
+        finally:
+            with suppress(StoreError):  # `persres-batch gc` removes what is left
+                self.delete(probe)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object of that name now."""
-        with self._naming("look for", path):
-            self._fs.invalidate_cache()  # object-store filesystems remember listings; other writers don't tell them
-            return self._fs.exists(self._full(path))
+        return self._state("look for", path) is not None
+
+    def size(self, path: str) -> int | None:
+        """How many bytes an object has; None: there is none of that name."""
+        state = self._state("look for", path)
+        return None if state is None else int(state["size"])
 
     def list(self, prefix: str) -> list[str]:
         """The paths of all objects in the folder `prefix`, at any depth, sorted. An absent folder is empty."""
-        with self._naming("list", prefix):
-            self._fs.invalidate_cache()
-            try:
-                found = self._fs.find(self._full(prefix.rstrip("/")))
-            except FileNotFoundError:
-                return []
-        relative = (str(path)[len(self._root) + 1 :] for path in cast(Iterable[str], found))
-        return sorted(path for path in relative if not path.rsplit("/", 1)[-1].startswith("."))
+        return list(self.stat_all(prefix))
+
+    def stat_all(self, prefix: str = "", *, hidden: bool = False) -> dict[str, StoredObject]:
+        """All objects in the folder `prefix`, at any depth, by path.
+
+        Args:
+            hidden: with what is no object: the temporary files that killed writers leave on local disks.
+        """
+        folder = self._full(prefix.rstrip("/")).rstrip("/")
+        found = self._ask("list", prefix, lambda: dict(self._states_below(folder)))
+        relative = ((path[len(self._root) + 1 :], state) for path, state in sorted(found.items()))
+        return {path: state for path, state in relative if hidden or not path.rsplit("/", 1)[-1].startswith(".")}
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is already gone is no error."""
-        with self._naming("delete", path):
-            try:
-                self._fs.rm_file(self._full(path))
-            except FileNotFoundError:
-                return
+        full = self._full(path)
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(full)
+
+        self._ask("delete", path, remove)
 
     @contextmanager
     def open_input(self, path: str) -> Iterator[BinaryIO]:
         """A seekable file for range reads, such as one row group of a Parquet file; nothing is read ahead.
 
         Raises:
-            StoreError: it cannot be opened or read.
+            StoreError: it is not there; and while it is read: it cannot be read, or makes no sense to its reader.
         """
-        with self._naming("read", path), self._fs.open(self._full(path), "rb", cache_type="none") as file:
-            yield cast(BinaryIO, file)
+        full, state = self._full(path), self._state("read", path)
+        if state is None:
+            raise self._named(FileNotFoundError(full), "read", path)
+
+        def fetch(start: int, end: int) -> bytes:
+            return self._ask("read", path, lambda: self._fs.cat_file(full, start=start, end=end))
+
+        with _RangeReader(int(state["size"]), fetch) as file:
+            try:
+                yield cast(BinaryIO, file)
+            except OSError as error:  # the reader's own, such as Arrow's when a checksum is wrong
+                fix = f"restore {self.url(path)} from a copy, or see what `persres-batch verify` says"
+                raise StoreError(f"{self.url(path)} is damaged ({type(error).__name__}: {error})", fix=fix) from None
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -195,24 +274,105 @@ class CatalogStore:
             raise ValueError(f"not a path inside a catalog: {path!r}")
         return f"{self._root}/{path}"
 
-    def _redacted(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+    def _state(self, verb: str, path: str) -> Mapping[str, Any] | None:
+        full = self._full(path)
 
-    @contextmanager
-    def _naming(self, verb: str, path: str) -> Iterator[None]:
-        """Turn whatever the store raises into a StoreError that names the object and no secret."""
+        def look() -> Mapping[str, Any] | None:
+            self._fs.invalidate_cache()  # object-store filesystems remember listings; other writers don't tell them
+            try:
+                state = self._fs.info(full)
+            except FileNotFoundError:
+                return None
+            return None if state["type"] == "directory" else state
+
+        return self._ask(verb, path, look)
+
+    def _states_below(self, folder: str) -> Iterator[tuple[str, StoredObject]]:
+        if self._local:
+            for path, state in files_below(folder):
+                yield path, StoredObject(state.st_size, state.st_mtime)
+            return
+        self._fs.invalidate_cache()
         try:
-            yield
-        except (PersresError, ValueError, TypeError, AssertionError, AttributeError):
-            raise  # already named, or a bug of ours
+            found = self._fs.find(folder, detail=True)
+        except FileNotFoundError:
+            return
+        for path, state in found.items():
+            if state["type"] != "directory":
+                yield str(path), StoredObject(int(state["size"] or 0), _modified(state))
+
+    def _ask(self, verb: str, path: str, operation: Callable[[], T]) -> T:
+        """What `operation` returns, tried again while its errors are passing ones and patience lasts."""
+
+        try:
+            return ask(
+                operation,
+                patience_s=self.patience_s,
+                is_passing=lambda error: self._meaning(error) == "passing",
+                said=lambda error: self._said(error, verb, path),
+            )
         except Exception as error:
+            if self._meaning(error) == "bug":
+                raise
             # `from None`: the store's own error may carry a signed request, which a traceback would print
-            raise StoreError(
-                f"cannot {verb} {self.url(path)}: {type(error).__name__}: {self._redacted(str(error))}",
-                fix="check that the catalog's address is right, reachable, writable and not full; then submit again",
-            ) from None
+            raise self._named(error, verb, path) from None
+
+    def _meaning(self, error: BaseException) -> Meaning:
+        return meaning_of(error, on_disk=self._local)
+
+    def _said(self, error: BaseException, verb: str, path: str) -> str:
+        text = " ".join(str(error).split()).rstrip(".")
+        return f"cannot {verb} {self.url(path)}: {type(error).__name__}: {struck(text, self._secrets)}"
+
+    def _named(self, error: Exception, verb: str, path: str) -> StoreError:
+        """A StoreError that names the object and no secret."""
+        meaning, writing = self._meaning(error), verb in ("write", "create")
+        kind = StoreUnavailable if meaning == "passing" else StoreRefused
+        if meaning == "missing" and not writing:
+            kind = StoreError
+        return kind(self._said(error, verb, path), fix=fix_for(error, meaning=meaning, writing=writing))
+
+
+class _RangeReader(io.RawIOBase):
+    """An object of known size as a file: every read is one fetch, from the first byte to the one after the last."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch = size, fetch
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        if end <= self._at:
+            return b""
+        data = self._fetch(self._at, end)
+        self._at += len(data)
+        return data
+
+
+def _modified(state: Mapping[str, Any]) -> float:
+    """Seconds since 1970; infinite, so never long ago, where the store does not say."""
+    for name in _MODIFIED:
+        match state.get(name):
+            case float() | int() as seconds:
+                return float(seconds)
+            case datetime() as when:
+                return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+            case str() as text if text:
+                return datetime.fromisoformat(text).timestamp()
+    return math.inf
 
 
 def _name(text: str) -> str:
@@ -226,58 +386,3 @@ def _joined(*names: str) -> str:
     if any("_" in _name(name) for name in names):  # it separates them
         raise ValueError(f"a run, shard or attempt with '_' in its name: {names}")
     return "_".join(names)
-
-
-def _secrets_in(uri: str, storage_options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Every text of the options, and the credentials inside `uri`, longest first, to be struck from messages."""
-    found: list[str] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for item in value.values():
-                collect(item)
-        elif isinstance(value, str) and len(value) >= 4:
-            found.append(value)
-
-    collect({name: value for name, value in storage_options.items() if "url" not in name})
-    credentials, at, _ = urlsplit(uri).netloc.rpartition("@")
-    if at:
-        found.extend([credentials, credentials.partition(":")[2]])
-    return tuple(sorted((text for text in found if text), key=len, reverse=True))
-
-
-@contextmanager
-def _temporary_file(target: str, data: bytes) -> Iterator[str]:
-    """A synced file holding `data` beside `target`, hidden from listings, and gone afterwards unless renamed."""
-    folder = Path(target).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{Path(target).name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield str(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link_or_create(temporary: str, target: str, data: bytes) -> None:
-    """Give `temporary` the name `target` unless that is taken (FileExistsError); whole at once where disks can link."""
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        with open(target, "xb") as file:
-            file.write(data)
-
-
-def _sync_folder(target: str) -> None:
-    """Make a new name survive a power cut, where the disk can: the object itself is already there and whole."""
-    with suppress(OSError):
-        descriptor = os.open(Path(target).parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -7,6 +7,7 @@ one shard); `newest_per_concept` names the winner, the same one in every process
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from ..core.errors import ConceptFailure, StoreError
 
 RECORD_VERSION = 1
+
+_END = b"\n}"  # only the last brace of an indented record stands at the beginning of a line
 
 ShardKind = Literal["train", "render"]
 
@@ -37,7 +40,9 @@ class CommittedConcept:
     """A concept as the catalog holds it: done with which fingerprints, and where its rows lie.
 
     Files are paths inside the catalog. `residual_row` is a row number in `residual_file`; `rendering_rows` is
-    (first row, number of rows) in `rendering_file`, which is None when the concept had no prompts.
+    (first row, number of rows) in `rendering_file`, which is None when the concept had no prompts. `residual_digest` is
+    the `blob_digest` of the residual, `renderings_digest` the `rendering_digest` of the images in the order of their
+    rows; empty where an earlier version committed the concept, or where there are no images.
     """
 
     concept_id: str
@@ -49,6 +54,8 @@ class CommittedConcept:
     rendering_file: str | None = None
     rendering_rows: tuple[int, int] = (0, 0)
     scores: Mapping[str, VariantScores] = field(default_factory=dict)
+    residual_digest: str = ""
+    renderings_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +81,14 @@ class ShardCommit:
         """Read a record; `path` is named in errors. Unknown fields are ignored: a later minor version may add some.
 
         Raises:
+            TornRecord: it was cut off while it was written.
             StoreError: the record is damaged, or of a version this code cannot read.
         """
         try:
             raw = json.loads(text)
+        except ValueError as error:
+            raise _damaged(path, error) if text.rstrip().endswith(_END) else _torn(path) from error
+        try:
             version = int(raw["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
@@ -92,6 +103,21 @@ class ShardCommit:
             return _known(cls, {**raw, "concepts": concepts, "failures": failures})
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error
+
+
+class TornRecord(StoreError):
+    """A record that was cut off while it was written, so that it never was one: nothing was committed by it."""
+
+
+def blob_digest(blob: bytes) -> str:
+    """What a residual's bytes are told apart by: the first 32 hex digits of their sha256."""
+    return hashlib.sha256(blob).hexdigest()[:32]
+
+
+def rendering_digest(images: Iterable[bytes]) -> str:
+    """The same for a concept's images together, in the order of their rows; empty where there are none."""
+    digests = [hashlib.sha256(image).digest() for image in images]
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32] if digests else ""
 
 
 def supersedes(one: tuple[str, str, str], other: tuple[str, str, str]) -> bool:
@@ -125,6 +151,10 @@ def _concept(raw: Mapping[str, Any]) -> CommittedConcept:
 
 def _known(kind: Any, raw: Mapping[str, Any]) -> Any:
     return kind(**{name: raw[name] for name in kind.__dataclass_fields__ if name in raw})
+
+
+def _torn(path: str) -> TornRecord:
+    return TornRecord(f"commit record {path} was cut off while it was written", fix=f"delete {path}; it says nothing")
 
 
 def _damaged(path: str, error: Exception) -> StoreError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.concept import derive_seed, expand_template
-from ..core.errors import ConceptFailure, PersresError
+from ..core.errors import ConceptError, ConceptFailure, PersresError
 from ..core.lag_sampling import Rendering, RenderRequest, render
 from ..core.latents import encode_references
 from ..core.quality_scores import QualityScores, score_renderings
@@ -108,12 +108,21 @@ def _train(
     def requests() -> Iterator[TrainingRequest]:
         for one in loaded:
             concept = one.concept
-            latents = encode_references(base, concept.references, mirrored=settings.mirror)
+            try:
+                latents = encode_references(base, concept.references, mirrored=settings.mirror)
+            except ConceptError as error:
+                work.fail(ConceptFailure.of(concept.concept_id, error))
+                continue
             yield TrainingRequest(concept.concept_id, concept.macro_class, concept.seed, latents, start=one.residual)
 
     def smaller(size: int) -> None:
         sizes.append(size)
         work.note(f"pack size reduced to {size} after the device ran out of memory")
+
+    def again(request: TrainingRequest, fault: str) -> None:
+        nonlocal all_iterations
+        all_iterations += _iterations_of(settings, request.start)
+        work.note(f"concept {request.concept_id} is trained again at a lower learning rate: {fault}")
 
     results: dict[str, TrainedResidual] = {}
     for result in train_residuals(
@@ -123,6 +132,7 @@ def _train(
         pack_size=sizes[0],
         on_step=lambda done: work.trained(done, all_iterations),
         on_smaller_pack=smaller,
+        on_second_training=again,
     ):
         if isinstance(result, ConceptFailure):
             work.fail(result)
@@ -178,10 +188,12 @@ def _render(
     for rendering in rendered:
         request = rendering.request
         renderings[request.concept_id].append(rendering)
-        if not rendering.finite:
-            reason = f"prompt {request.template!r} ({request.variant}) gave an image that is not finite"
+        where = f"prompt {request.template!r} ({request.variant})"
+        if rendering.fault:
             fix = "lower training.learning_rate or sampling.guidance_scale"
-            work.fail(ConceptFailure(request.concept_id, "render", reason, fix))
+            work.fail(ConceptFailure(request.concept_id, "render", f"{where} gave {rendering.fault}", fix))
+        elif rendering.remedy:
+            work.note(f"concept {request.concept_id}, {where}: made again with {rendering.remedy}")
     return renderings
 
 

@@ -47,6 +47,7 @@ def residual_row(
         iterations=len(losses),
         seconds=trained.seconds,
         metadata=dict(planned.row.metadata),
+        remedy=trained.remedy,
     )
 
 
@@ -66,7 +67,7 @@ def rendering_row(
         prompt=rendering.prompt,
         seed=request.seed,
         variant=request.variant,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=rendering.guidance_scale,
         steps=settings.steps,
         width=width,
         height=height,
@@ -75,6 +76,7 @@ def rendering_row(
         prompt_score=scores.prompt if scores else None,
         identity_score=scores.identity if scores else None,
         passed=scores.passed if scores else None,
+        remedy=rendering.remedy,
     )
 
 

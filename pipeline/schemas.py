@@ -36,6 +36,7 @@ class ResidualRow:
     iterations: int
     seconds: float
     metadata: Mapping[str, str] = field(default_factory=dict)
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class RenderingRow:
     prompt_score: float | None = None
     identity_score: float | None = None
     passed: bool | None = None
+    remedy: str | None = None
 
 
 def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -113,6 +115,7 @@ RESIDUALS = _schema([
     _column("iterations", pa.int32(), "optimizer steps"),
     _column("seconds", pa.float64(), "wall-clock seconds of training, the concept's share of its pack's"),
     _column("metadata", PAIRS, "the manifest row's metadata"),
+    _column("remedy", pa.string(), "what was changed for a second training, and why; null: the first one was sound"),
 ])  # fmt: skip
 
 RENDERINGS = _schema(
@@ -134,6 +137,7 @@ RENDERINGS = _schema(
         _column("prompt_score", pa.float64(), "cosine between image and prompt; null: not scored"),
         _column("identity_score", pa.float64(), "mean cosine between image and references; null: not scored"),
         _column("passed", pa.bool_(), "whether the scores reach the gate; null: not scored or no gate"),
+        _column("remedy", pa.string(), "what was changed for a second try, and why; null: the first one was sound"),
     ],
     features={"image": {"_type": "Image"}},
 )
@@ -151,6 +155,8 @@ INDEX = _schema([
     _column("run_id", REPEATED, "the run that committed this"),
     _column("attempt", REPEATED, "which of its attempts"),
     _column("shard_id", REPEATED, "at which shard"),
+    _column("residual_digest", pa.string(), "first 32 hex digits of the residual's sha256; empty: not known"),
+    _column("renderings_digest", pa.string(), "the same of all images' sha256s in the order of rows; empty: not known"),
 ])  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Make one attempt at a shard visible, all of it or none of it, and read back what is committed.
 
-Data first, record last: the attempt writes its Parquet files under names nobody else uses, and then one small record
-that names them. A crash before the record leaves files that no reader looks at; after it, everything is there. Two
-attempts, or two runs, never write to the same name, and `commit_record.supersedes` decides between them.
+Data first, record last: the attempt writes its Parquet files under names nobody else uses, makes sure that the store
+holds as many bytes as were sent, and then writes one small record that names them. A crash before the record leaves
+files that no reader looks at; after it, everything is there. Two attempts, or two runs, never write to the same name,
+and `commit_record.supersedes` decides between them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from ..core.errors import ConceptFailure, StoreError
 from .catalog_store import CatalogStore
 from .commit_index import read_committed, read_records
-from .commit_record import CommittedConcept, ShardCommit, VariantScores
+from .commit_record import CommittedConcept, ShardCommit, VariantScores, blob_digest, rendering_digest
 from .plan import PlannedConcept, Shard
 from .schemas import RenderingRow, ResidualRow, rendering_rows, rendering_table, residual_rows, residual_table
 
@@ -61,7 +62,9 @@ def commit_shard(
         The record as written.
 
     Raises:
-        StoreError: an object could not be written. The catalog is as it was before; try again under another attempt.
+        StoreError: an object could not be written or was shortened, or an earlier run's residual is not there any more.
+            The catalog is as it was before, or all of the attempt is committed and only the answer was lost: either
+            way, try again under another attempt.
         ValueError: the rows do not cover the shard's concepts exactly once.
     """
     _check_cover(shard, residuals, renderings, failures)
@@ -74,21 +77,22 @@ def commit_shard(
     files: dict[str, str] = {}
     if residuals:
         files["residuals"] = store.residual_file(run_id, shard.shard_id, attempt)
-        store.write(files["residuals"], _parquet(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
+        _put(store, files["residuals"], data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
     if renderings:
         files["renderings"] = store.rendering_file(run_id, shard.shard_id, attempt)
         ordered = [image for concept in succeeded for image in images_of[concept.concept_id]]
-        store.write(files["renderings"], _parquet(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
+        _put(store, files["renderings"], data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
 
-    residual_row_of = {row.concept_id: number for number, row in enumerate(residuals)}
+    residual_of = {row.concept_id: (number, blob_digest(row.residual)) for number, row in enumerate(residuals)}
     concepts, first = [], 0
     for planned in succeeded:
         images = images_of[planned.concept_id]
-        concepts.append(_committed(planned, residual_row_of.get(planned.concept_id), images, first, files))
+        concepts.append(_committed(planned, residual_of.get(planned.concept_id), images, first, files))
         first += len(images)
 
+    _require_residuals(store, concepts, files)
     record = ShardCommit(run_id, shard.shard_id, attempt, shard.kind, files, tuple(concepts), tuple(failures), seconds)
-    store.write(store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
+    _put(store, store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
     return record
 
 
@@ -145,21 +149,40 @@ def _check_cover(
             raise ValueError(f"shard {shard.shard_id}: {what} of {sorted(given)}, expected of {sorted(wanted)}")
 
 
+def _put(store: CatalogStore, path: str, data: bytes) -> None:
+    """Write an object and make sure that the store did not cut it short and call it a success."""
+    store.write(path, data)
+    held = store.size(path)
+    if held != len(data):
+        raise StoreError(
+            f"{store.url(path)} holds {held} of the {len(data)} bytes that were sent",
+            fix="submit again; if it stays so, what lies between here and the store drops bytes",
+        )
+
+
+def _require_residuals(store: CatalogStore, concepts: Iterable[CommittedConcept], files: Mapping[str, str]) -> None:
+    """Raise StoreError if a residual that an earlier run committed has been taken away while it was rendered from."""
+    for path in sorted({one.residual_file for one in concepts} - set(files.values())):
+        if store.size(path) is None:
+            raise StoreError(f"{store.url(path)} is gone: its concepts were forgotten or moved", fix="submit again")
+
+
 def _ids(concepts: Iterable[PlannedConcept]) -> set[str]:
     return {concept.concept_id for concept in concepts}
 
 
 def _committed(
     planned: PlannedConcept,
-    residual_row: int | None,
+    trained: tuple[int, str] | None,
     images: Sequence[RenderingRow],
     first: int,
     files: Mapping[str, str],
 ) -> CommittedConcept:
-    if residual_row is not None:
-        residual_file = files["residuals"]
-    elif planned.committed is not None:  # a render shard: the residual stays where an earlier record put it
-        residual_file, residual_row = planned.committed.residual_file, planned.committed.residual_row
+    """What the record says of one concept; `trained`: the row of its new residual and the digest of it."""
+    if trained is not None:
+        residual_file, (residual_row, residual_digest) = files["residuals"], trained
+    elif (held := planned.committed) is not None:  # a render shard: the residual stays where an earlier record put it
+        residual_file, residual_row, residual_digest = held.residual_file, held.residual_row, held.residual_digest
     else:
         raise ValueError(f"concept {planned.concept_id} is to be rendered only, but has no committed residual")
     return CommittedConcept(
@@ -172,6 +195,8 @@ def _committed(
         rendering_file=files["renderings"] if images else None,
         rendering_rows=(first, len(images)) if images else (0, 0),
         scores=_scores(images),
+        residual_digest=residual_digest,
+        renderings_digest=rendering_digest(row.image for row in images),
     )
 
 
@@ -195,7 +220,8 @@ def _mean(scores: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _parquet(table: pa.Table, row_group_size: int) -> bytes:
+def data_file_bytes(table: pa.Table, rows_per_group: int) -> bytes:
+    """A table of schema `RESIDUALS` or `RENDERINGS` as a data file holds it."""
     # Almost all bytes are blobs that differ in every row: dictionaries would only cost, and statistics would repeat
     # small blobs in the footer. zstd folds what the other columns repeat.
     plain = [
@@ -205,7 +231,7 @@ def _parquet(table: pa.Table, row_group_size: int) -> bytes:
     pq.write_table(
         table,
         buffer,
-        row_group_size=row_group_size,
+        row_group_size=rows_per_group,
         compression="zstd",
         use_dictionary=False,
         write_statistics=plain,  # pyright: ignore[reportArgumentType]  # the stubs know bool only

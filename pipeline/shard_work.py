@@ -21,10 +21,15 @@ DEVICE_PHASES: tuple[Phase, ...] = ("train", "render", "score")
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """How far a shard is: the phase in hand, and the share of the whole shard's work that is done, 0 to 1."""
+    """How far a shard is: the phase in hand, and the share of the whole shard's work that is done, 0 to 1.
+
+    `steps` counts iterations and denoising steps. It rises for as long as the device gets anywhere, also where a second
+    training or rendering, which nobody foresaw, makes the fraction fall or stand still.
+    """
 
     phase: Phase
     fraction: float
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class ShardWork:
     notes: list[str] = field(default_factory=list)
     planned: dict[str, PlannedConcept] = field(init=False)
     _phase: Phase = "load"
+    _iterations: int = 0
+    _denoising_steps: int = 0
 
     def __post_init__(self) -> None:
         self.planned = {planned.concept_id: planned for planned in self.shard.concepts}
@@ -83,16 +90,20 @@ class ShardWork:
         self._phase = phase
         started = time.perf_counter()
         before = {"load": 0, "train": 0, "render": self._train_work}.get(phase, self._work)
-        self.on_progress(ShardProgress(phase, before / self._work))
+        self._tell(before)
         yield
         self.seconds[phase] = time.perf_counter() - started
 
     def trained(self, iterations: int, of: int) -> None:
         """So many iterations of all that training needs are done, all concepts' counted together."""
-        done = self._train_work * min(1.0, iterations / max(1, of))
-        self.on_progress(ShardProgress(self._phase, done / self._work))
+        self._iterations = iterations
+        self._tell(self._train_work * min(1.0, iterations / max(1, of)))
 
     def rendered(self, steps: int) -> None:
         """So many denoising steps are done, over all batches."""
-        done = self._train_work + steps * self._render_step
-        self.on_progress(ShardProgress(self._phase, min(1.0, done / self._work)))
+        self._denoising_steps = steps
+        self._tell(self._train_work + steps * self._render_step)
+
+    def _tell(self, done: float) -> None:
+        steps = self._iterations + self._denoising_steps
+        self.on_progress(ShardProgress(self._phase, min(1.0, done / self._work), steps))

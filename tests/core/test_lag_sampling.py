@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from persres.core.base_model import BaseModel
+from persres.core.base_model import BaseModel, load_base_model
+from persres.core.concept import derive_seed
 from persres.core.errors import ConceptError
 from persres.core.identifier_token import identifier_embedding
 from persres.core.lag_sampling import RenderRequest, SamplingSettings, Variant, make_scheduler, render
@@ -143,8 +146,69 @@ def test_an_exploding_residual_is_marked_and_its_neighbour_unharmed(base: BaseMo
     huge = {name: factor * float("inf") for name, factor in residuals["two"].a.items()}
     broken = {**residuals, "two": dataclasses.replace(residuals["two"], a=huge)}
     one, two = render(base, broken, [ask("one"), ask("two", "residual")], SETTINGS, identifier_token="sks")
-    assert one.finite and not two.finite
+    assert one.fault is None and one.remedy is None and two.remedy is None
+    assert two.fault == (
+        "an image that is not finite, and with guidance scale 2.5 and another seed an image that is not finite"
+    )
     assert np.array_equal(one.image, pictures(base, residuals, [ask("one")])[0])
+
+
+@pytest.mark.parametrize(("bias", "fault"), [(0.0, "an image of one colour"), (-1.0, "a black image")])
+def test_a_dead_decoder_is_found(base: BaseModel, residuals, bias: float, fault: str):
+    dead = dataclasses.replace(base, vae=copy.deepcopy(base.vae))
+    with torch.no_grad():
+        dead.vae.decoder.conv_out.weight.zero_()
+        dead.vae.decoder.conv_out.bias.fill_(bias)
+    [one] = render(dead, residuals, [ask("one")], SETTINGS, identifier_token="sks")
+    assert one.fault == f"{fault}, and with guidance scale 2.5 and another seed {fault}"
+
+
+def test_a_decoder_that_gives_nan_is_not_taken_for_a_picture(base: BaseModel, residuals):
+    broken = dataclasses.replace(base, vae=copy.deepcopy(base.vae))
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.weight[0, 0, 0, 0] = float("nan")
+    [one] = render(broken, residuals, [ask("one")], SETTINGS, identifier_token="sks")
+    assert one.fault is not None and one.fault.startswith("an image that is not finite")
+
+
+@pytest.fixture(scope="module")
+def overflowing(tiny_folder: Path) -> BaseModel:
+    """A UNet in float16 whose answers are so large that strong guidance on a residual leaves float16's range."""
+    half = load_base_model(tiny_folder, name="tiny", revision="half", dtype=torch.float16)
+    with torch.no_grad():
+        half.unet.conv_out.weight *= 2000
+    return half
+
+
+OVERFLOW = SETTINGS.model_copy(update={"guidance_scale": 50.0})
+"""The residual's images overflow at 50 and not at the 25.5 that is halfway to none; the base model's at neither."""
+
+
+def test_what_overflows_is_made_again_with_less_guidance_and_says_so(overflowing: BaseModel):
+    strong = {
+        name: initialize_residual(overflowing.target_layers, rank_fraction=0.1, a_std=5.0, seed=3)
+        for name in ("one", "two")
+    }
+    requests = [ask("one", "base"), ask("one", "residual"), ask("two", "base", seed=9)]
+    plain, remedied, other = render(overflowing, strong, requests, OVERFLOW, identifier_token="sks")
+    assert plain.remedy is None and other.remedy is None and plain.guidance_scale == 50.0
+    assert remedied.fault is None and remedied.guidance_scale == 25.5
+    assert (
+        remedied.remedy == "guidance scale 25.5 and another seed, because at first it was an image that is not finite"
+    )
+    assert remedied.request == dataclasses.replace(requests[1], seed=derive_seed(7, "one", "again"))
+    # What it says is how it can be made: its own request with its own guidance, whatever its neighbours.
+    careful = OVERFLOW.model_copy(update={"guidance_scale": remedied.guidance_scale})
+    [made] = render(overflowing, strong, [remedied.request], careful, identifier_token="sks")
+    assert np.array_equal(made.image, remedied.image) and made.remedy is None
+
+
+def test_second_tries_are_counted_in_the_steps(overflowing: BaseModel):
+    strong = {"one": initialize_residual(overflowing.target_layers, rank_fraction=0.1, a_std=5.0, seed=3)}
+    seen: list[int] = []
+    requests = [ask("one", "residual"), *[ask("one", "base")] * 4]
+    render(overflowing, strong, requests, OVERFLOW, identifier_token="sks", on_step=seen.append)
+    assert seen == list(range(1, 3 * SETTINGS.steps + 1))
 
 
 def test_a_prompt_that_is_too_long_names_the_fix(base: BaseModel, residuals):

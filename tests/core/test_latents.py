@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
 
 from persres.core.base_model import BaseModel
+from persres.core.errors import ConceptError
 from persres.core.latents import decode_latents, encode_references, fit_square, pixels_to_tensor, tensor_to_pixels
 
 
@@ -47,3 +52,45 @@ def test_scaling_matches_the_vae(base: BaseModel):
     latents = encode_references(base, [noise(16, 16)]).mean
     expected = base.vae.decode(latents / base.vae.config["scaling_factor"]).sample
     assert np.array_equal(decode_latents(base, latents), tensor_to_pixels(expected))
+
+
+def with_vae(base: BaseModel, *, scale_of_first: float = 1.0, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """The base model with a VAE of another dtype whose first layer's weights are multiplied."""
+    vae = copy.deepcopy(base.vae)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight *= scale_of_first
+    return dataclasses.replace(base, vae=vae.to(dtype))
+
+
+def test_a_half_precision_vae_that_overflows_is_asked_again_in_float32(base: BaseModel):
+    overflowing = with_vae(base, scale_of_first=1e5, dtype=torch.float16)
+    pictures = [np.full((16, 16, 3), 128, np.uint8), np.full((16, 16, 3), 255, np.uint8)]
+    grey = overflowing.vae.encode(pixels_to_tensor(pictures[0]).half()).latent_dist.mean
+    white = overflowing.vae.encode(pixels_to_tensor(pictures[1]).half()).latent_dist.mean
+    assert torch.isfinite(grey).all() and not torch.isfinite(white).all()
+    before = copy.deepcopy(overflowing.vae.state_dict())
+    latents = encode_references(overflowing, pictures)
+    precise = dataclasses.replace(overflowing, vae=copy.deepcopy(overflowing.vae).float())
+    expected = encode_references(precise, pictures)
+    assert torch.equal(latents.mean, expected.mean) and torch.equal(latents.std, expected.std)
+    assert overflowing.vae.dtype == torch.float16, "the worker's own VAE stays as it was"
+    assert all(torch.equal(value, before[name]) for name, value in overflowing.vae.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_picture_whose_latents_are_not_finite_is_named(base: BaseModel, dtype: torch.dtype):
+    broken = with_vae(base, scale_of_first=1e38)
+    if dtype != torch.float32:
+        broken = with_vae(base, scale_of_first=float("inf"), dtype=dtype)
+    pictures = [noise(16, 16), noise(16, 16, 1)]
+    with pytest.raises(ConceptError, match=r"reference image 0 \(from 0\) are not finite") as caught:
+        encode_references(broken, pictures)
+    assert caught.value.stage == "train" and "VAE is damaged" in (caught.value.fix or "")
+
+
+def test_the_picture_that_is_at_fault_is_named_also_among_mirror_images(base: BaseModel):
+    # What is squared in the first normalisation leaves float32's range for white, and does not for almost grey.
+    broken = with_vae(base, scale_of_first=5e19)
+    sound, white = np.full((16, 16, 3), 127, np.uint8), np.full((16, 16, 3), 255, np.uint8)
+    with pytest.raises(ConceptError, match=r"reference image 1 \(from 0\)"):
+        encode_references(broken, [sound, white], mirrored=True)

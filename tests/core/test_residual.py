@@ -30,6 +30,14 @@ def test_bytes_round_trip(seed: int, with_identifier: bool):
     assert (back.identifier is None) == (not with_identifier)
 
 
+@given(st.integers(0, 2**63 - 1), st.sampled_from([0.0, 1e-20, 1e-3, 1.0, 1e12]))
+def test_the_norm_of_the_product_needs_no_product(seed: int, a_std: float):
+    residual = initialize_residual(LAYERS, rank_fraction=0.05, a_std=a_std, seed=seed)
+    for name in residual.a:
+        product = residual.a[name].double() @ residual.b[name].double()
+        assert residual.delta_norm(name) == pytest.approx(float(product.norm()), rel=1e-9)
+
+
 def test_the_same_residual_has_the_same_bytes():
     first, again = (initialize_residual(LAYERS, rank_fraction=0.05, a_std=0.1, seed=3) for _ in range(2))
     assert first.to_bytes() == again.to_bytes()

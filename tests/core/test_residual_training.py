@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from persres.core.convergence import EarlyStopping
 from persres.core.errors import ConceptFailure, InvalidInput, PersresError
 from persres.core.identifier_token import encode_prompts, tokenize_concept_prompt
 from persres.core.latents import encode_references
+from persres.core.numerical_health import relative_norms, weight_norms
 from persres.core.residual import Residual, initialize_residual
 from persres.core.residual_training import (
     TrainedResidual,
@@ -146,14 +148,123 @@ def test_one_poisoned_concept_fails_alone(base: BaseModel, make_request: MakeReq
     poisoned = make_request("two")
     latents = dataclasses.replace(poisoned.latents, mean=torch.full_like(poisoned.latents.mean, float("nan")))
     poisoned = dataclasses.replace(poisoned, latents=latents)
-    one, two, three = train_residuals(
+    one, three, two = train_residuals(
         base, [make_request("one"), poisoned, make_request("three")], SETTINGS, pack_size=3
     )
-    assert isinstance(two, ConceptFailure)
-    assert two.stage == "train" and "iteration 0" in two.reason and "learning_rate" in two.fix
+    assert isinstance(two, ConceptFailure) and (two.concept_id, two.stage) == ("two", "train")
+    assert two.reason == (
+        "its loss was no longer finite at iteration 0 of 4; "
+        "trained again at 0.25 of the learning rate, its loss was no longer finite at iteration 0 of 4"
+    )
+    assert "learning_rate" in two.fix
     assert isinstance(one, TrainedResidual) and isinstance(three, TrainedResidual)
     assert_same(one.residual, quiet["one"].residual)
     assert_same(three.residual, quiet["three"].residual)
+
+
+def test_watching_changes_no_bit(base: BaseModel, make_request: MakeRequest):
+    """`train_residuals` with all its checks gives what a pack gives that nobody looks at."""
+    pack = TrainingPack(base, SETTINGS, 2)
+    pack.load(0, make_request("one"))
+    pack.pad()
+    with pack.at_work():
+        losses = [float(pack.step()[0]) for _ in range(SETTINGS.iterations)]
+    watched = train(base, [make_request("one")], pack_size=2)["one"]
+    assert_same(watched.residual, pack.residual(0))
+    assert watched.losses.tolist() == losses and watched.remedy is None
+
+
+WILD = FROZEN_IDENTIFIER.model_copy(update={"iterations": 6, "learning_rate": 1.0})
+"""Adam's steps are as large as the learning rate, so after a few of these no residual is near its weights any more."""
+
+
+def test_a_learning_rate_of_one_diverges_and_a_quarter_of_it_may_not(base: BaseModel, make_request: MakeRequest):
+    unbounded = WILD.model_copy(update={"max_residual_norm": 1e9})
+    norms = weight_norms(base)
+
+    def largest(settings: TrainingSettings) -> float:
+        return max(relative_norms(train(base, [make_request("one")], settings)["one"].residual, norms).values())
+
+    quarter = unbounded.model_copy(update={"learning_rate": 0.25})
+    assert largest(unbounded) > 100 > largest(quarter)
+    again: list[tuple[str, str]] = []
+    [remedied] = train_residuals(
+        base,
+        [make_request("one")],
+        WILD.model_copy(update={"max_residual_norm": 100.0}),
+        pack_size=3,
+        on_second_training=lambda request, fault: again.append((request.concept_id, fault)),
+    )
+    assert isinstance(remedied, TrainedResidual)
+    careful = train(base, [make_request("one")], quarter)["one"]
+    assert_same(remedied.residual, careful.residual)
+    assert np.array_equal(remedied.losses, careful.losses)
+    [(concept_id, fault)] = again
+    assert concept_id == "one" and "diverged" in fault
+    assert remedied.remedy == f"learning rate x 0.25, because at first {fault}"
+
+
+def test_a_residual_that_diverges_twice_is_a_failure_that_says_both(base: BaseModel, make_request: MakeRequest):
+    [failure] = train_residuals(
+        base, [make_request("one")], WILD.model_copy(update={"max_residual_norm": 0.1}), pack_size=1
+    )
+    assert isinstance(failure, ConceptFailure) and failure.stage == "train"
+    assert failure.reason.count("its residual diverged: |A B| is") == 2 and "proj_out" in failure.reason
+
+
+def test_a_second_training_does_not_depend_on_the_pack_nor_its_neighbours_on_it(
+    base: BaseModel, make_request: MakeRequest
+):
+    """Law 1 where some of a pack are trained again, with V*, and memory runs out meanwhile."""
+    wild = WILD.model_copy(update={"train_identifier": True, "max_residual_norm": 1e9})
+    requests = [make_request(f"concept-{number}", references=1 + number % 2) for number in range(5)]
+    norms = weight_norms(base)
+    largest = {
+        name: max(relative_norms(result.residual, norms).values())
+        for name, result in train(base, requests, wild).items()
+    }
+    ordered = sorted(largest.values())
+    some = wild.model_copy(update={"max_residual_norm": (ordered[1] + ordered[2]) / 2})
+    packed = train(base, requests, some)
+    assert {name for name, one in packed.items() if one.remedy} == {
+        name for name, norm in largest.items() if norm > some.max_residual_norm
+    }
+    for request in requests:
+        alone = train(base, [request], some)[request.concept_id]
+        assert packed[request.concept_id].remedy == alone.remedy
+        assert_same(packed[request.concept_id].residual, alone.residual)
+        assert np.array_equal(packed[request.concept_id].losses, alone.losses)
+    with a_device_with_room_for(base, samples=3 * WILD.batch_size):
+        halved = list(train_residuals(base, requests, some, pack_size=6))
+    assert {result.concept_id for result in halved} == set(packed)
+    for result in halved:
+        assert isinstance(result, TrainedResidual)
+        assert_same(result.residual, packed[result.concept_id].residual)
+
+
+def test_a_second_training_counts_twice_and_its_time_too(base: BaseModel, make_request: MakeRequest):
+    seen: list[int] = []
+    settings = WILD.model_copy(update={"max_residual_norm": 100.0})
+    [result] = train_residuals(base, [make_request("one")], settings, pack_size=1, on_step=seen.append)
+    assert seen == list(range(1, 2 * WILD.iterations + 1))
+    assert isinstance(result, TrainedResidual) and len(result.losses) == WILD.iterations and result.seconds > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_damaged_unet_fails_every_concept_and_says_so(sd1: BaseModel, make_request: MakeRequest, value: float):
+    broken = dataclasses.replace(sd1, unet=copy.deepcopy(sd1.unet))
+    with torch.no_grad():
+        broken.unet.conv_in.weight[0, 0, 0, 0] = value
+    results = list(train_residuals(broken, [make_request("one"), make_request("two")], SETTINGS, pack_size=2))
+    assert (
+        all(isinstance(one, ConceptFailure) and "no longer finite" in one.reason for one in results)
+        and len(results) == 2
+    )
+
+
+def test_another_bound_on_the_norm_trains_no_catalog_again():
+    bound = TrainingSettings(max_residual_norm=3.0)
+    assert bound.fingerprint_fields() == TrainingSettings().fingerprint_fields()
 
 
 def test_a_warm_model_is_pure(base: BaseModel, make_request: MakeRequest):

@@ -30,7 +30,7 @@ def residuals(base: BaseModel) -> dict[str, Residual]:
 
 def images(base: BaseModel, *requests: RenderRequest) -> list[np.ndarray]:
     renderings = render(base, residuals(base), requests, SETTINGS, identifier_token="sks")
-    assert all(rendering.finite for rendering in renderings)
+    assert all(rendering.fault is None for rendering in renderings)
     return [rendering.image.astype(int) for rendering in renderings]
 
 

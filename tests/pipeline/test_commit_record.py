@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persres.core.errors import ConceptFailure, StoreError
-from persres.pipeline.commit_record import CommittedConcept, ShardCommit, VariantScores, newest_per_concept
+from persres.pipeline.commit_record import (
+    CommittedConcept,
+    ShardCommit,
+    TornRecord,
+    VariantScores,
+    blob_digest,
+    newest_per_concept,
+    rendering_digest,
+)
 
 concepts = st.builds(
     CommittedConcept,
@@ -25,6 +34,7 @@ concepts = st.builds(
         st.builds(VariantScores, images=st.integers(1, 9), prompt_score=st.one_of(st.none(), st.floats(-1, 1))),
         max_size=2,
     ),
+    residual_digest=st.sampled_from(["", "0123"]),
 )
 records = st.builds(
     ShardCommit,
@@ -74,8 +84,33 @@ def test_fields_of_a_later_minor_version_are_ignored():
     assert ShardCommit.from_json(text, path="x") == RECORD
 
 
+@given(records, st.data())
+def test_a_record_that_was_cut_off_anywhere_says_that_it_is_torn(record, data):
+    whole = record.to_json()
+    cut = whole[: data.draw(st.integers(0, len(whole) - 3))]
+    for text in (cut, cut + b"\0" * 7):
+        with pytest.raises(TornRecord, match=r"commits/x\.json was cut off"):
+            ShardCommit.from_json(text, path="commits/x.json")
+
+
+def test_digests_tell_images_and_their_order_apart():
+    assert blob_digest(b"a") == hashlib.sha256(b"a").hexdigest()[:32]
+    assert rendering_digest([]) == ""
+    several = [rendering_digest(images) for images in ([b"a"], [b"a", b"b"], [b"b", b"a"], [b"ab"], [b""])]
+    assert len(set(several)) == 5 and {len(digest) for digest in several} == {32}
+
+
+def test_a_record_from_before_the_digests_has_none():
+    raw = json.loads(replace(RECORD, concepts=(CommittedConcept("a", "mug", "t", "r", "x", 0),)).to_json())
+    for name in ("residual_digest", "renderings_digest"):
+        del raw["concepts"][0][name]
+    [concept] = ShardCommit.from_json(json.dumps(raw).encode(), path="x").concepts
+    assert (concept.residual_digest, concept.renderings_digest) == ("", "")
+
+
 @pytest.mark.parametrize(
-    "text", [b"", b"{}", b"[1]", b"\xff", RECORD.to_json()[:-30], b'{"version": 1}', b'{"version": "x"}']
+    "text",
+    [b"{}", b"[1]", RECORD.to_json().replace(b'"kind"', b'"kind'), b'{"version": 1}', b'{"version": "x"}'],
 )
 def test_a_damaged_record_is_named_with_what_to_do(text):
     with pytest.raises(StoreError, match=r"commits/x\.json is damaged .*delete commits/x\.json"):

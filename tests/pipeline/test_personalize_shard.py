@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 
 from persres.core import training_pack
+from persres.core.base_model import load_base_model
+from persres.core.concept import derive_seed
 from persres.core.errors import PersresError, StoreError
 from persres.core.lag_sampling import SamplingSettings
-from persres.core.residual import Residual
+from persres.core.residual import Residual, initialize_residual
 from persres.core.residual_training import TrainingSettings
 from persres.pipeline.base_model_files import resolve_base_model, resolve_scorer
 from persres.pipeline.catalog_digest import catalog_digest, concept_digests
@@ -233,6 +236,99 @@ def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
     store = memory_store()
     summary = run(personalizer, spec, store, train_shard(spec, row("one", image=b"x"), row("two", image=b"y")))
     assert summary.committed == () and len(summary.failures) == 2 and read_committed(store) == {}
+
+
+def changed_base(personalizer: Personalizer, **parts: torch.nn.Module) -> Personalizer:
+    return dataclasses.replace(personalizer, base=dataclasses.replace(personalizer.base, **parts))
+
+
+def test_a_training_that_diverges_is_done_again_and_its_row_says_so(personalizer, spec):
+    wild = {"learning_rate": 1.0, "iterations": 6, "max_residual_norm": 100.0}
+    wild_spec = spec.model_copy(update={"training": spec.training.model_copy(update=wild)})
+    store, seen = memory_store(), []
+    summary = run(personalizer, wild_spec, store, train_shard(wild_spec, row("one")), on_progress=seen.append)
+    assert summary.committed == ("one",)
+    [note] = summary.notes
+    assert note.startswith("concept one is trained again at a lower learning rate: its residual diverged")
+    kept = read_residual_row(store, read_committed(store)["one"])
+    assert kept.remedy is not None and kept.remedy.startswith("learning rate x 0.25, because at first its residual div")
+    steps = [one.steps for one in seen]
+    assert steps == sorted(steps) and 2 * 6 in steps
+    given_up = wild_spec.training.model_copy(update={"max_residual_norm": 0.1})
+    again = run(
+        personalizer, spec.model_copy(update={"training": given_up}), memory_store(), train_shard(spec, row("one"))
+    )
+    [failure] = again.failures
+    assert failure.stage == "train" and failure.reason.count("diverged") == 2 and "0.25" in failure.reason
+
+
+def test_pictures_that_the_vae_cannot_encode_fail_their_concept(personalizer, spec):
+    vae = copy.deepcopy(personalizer.base.vae)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight *= 5e19  # its squares leave float32's range, but for pictures that are almost grey
+    grey, white = (png(np.full((40, 40, 3), level, np.uint8)) for level in (127, 255))
+    broken = changed_base(personalizer, vae=vae)
+    summary = run(
+        broken,
+        spec,
+        memory_store(),
+        train_shard(spec, row("one", image=grey), row("two", image=white), row("three", image=grey)),
+    )
+    assert summary.committed == ("one", "three"), summary.failures
+    [failure] = summary.failures
+    assert (failure.concept_id, failure.stage) == ("two", "train") and "reference image 0" in failure.reason
+
+
+def test_black_pictures_fail_with_their_prompt_and_variant(personalizer, spec):
+    vae = copy.deepcopy(personalizer.base.vae)
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.zero_()
+        vae.decoder.conv_out.bias.fill_(-1.0)
+    store = memory_store()
+    summary = run(changed_base(personalizer, vae=vae), spec, store, train_shard(spec, row("one"), row("two")))
+    assert summary.committed == () and read_committed(store) == {}
+    assert [one.concept_id for one in summary.failures] == ["one", "two"]
+    for failure in summary.failures:
+        assert failure.stage == "render" and failure.reason == (
+            "prompt 'a {concept} on grass' (base) gave a black image, "
+            "and with guidance scale 4.25 and another seed a black image"
+        )
+
+
+def test_a_picture_made_again_is_told_with_the_seed_and_guidance_that_made_it(personalizer, spec):
+    """A UNet in float16 whose answers leave its range under strong guidance, with a residual and not without."""
+    half = load_base_model(spec.base_model, name="half", revision="half", dtype=torch.float16)
+    with torch.no_grad():
+        half.unet.conv_out.weight *= 2000
+    strong = initialize_residual(half.target_layers, rank_fraction=0.1, a_std=5.0, seed=3)
+    sampling = SamplingSettings(steps=3, batch_size=4, guidance_scale=50.0, variants=("base", "residual"))
+    strong_spec = spec.model_copy(update={"sampling": sampling})
+    store, one = memory_store(), planned(strong_spec, row("one", prompts=PROMPTS[:1], seed=7))
+    rows = [residual_row(one, residual=strong.to_bytes())]
+    commit(store, Shard.of("train", [one]), run_id="20260101T000000Z-aaaaaa", residuals=rows)
+    shard = Shard.of("render", [dataclasses.replace(one, committed=read_committed(store)["one"])])
+    worker = dataclasses.replace(personalizer, base=half)
+    summary = run(worker, strong_spec, store, shard, "20260102T000000Z-aaaaaa")
+    assert summary.committed == ("one",)
+    base, residual = read_renderings(store, read_committed(store)["one"])
+    assert (base.guidance_scale, base.remedy) == (50.0, None)
+    assert residual.guidance_scale == 25.5 and residual.seed == derive_seed(base.seed, "one", "again")
+    assert (
+        residual.remedy == "guidance scale 25.5 and another seed, because at first it was an image that is not finite"
+    )
+    assert summary.notes == (
+        f"concept one, prompt 'a {{concept}} on grass' (residual): made again with {residual.remedy}",
+    )
+
+
+def test_a_scorer_that_gives_nan_fails_the_concept(personalizer, spec):
+    model = copy.deepcopy(personalizer.scorer.model)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] = float("nan")
+    broken = dataclasses.replace(personalizer, scorer=dataclasses.replace(personalizer.scorer, model=model))
+    summary = run(broken, spec, memory_store(), train_shard(spec, row("one")))
+    [failure] = summary.failures
+    assert failure.stage == "score" and "not finite" in failure.reason and "scorer: null" in failure.fix
 
 
 def test_progress_rises_to_the_whole_shard(personalizer, spec):

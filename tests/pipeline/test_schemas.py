@@ -67,6 +67,18 @@ def test_rows_survive_a_parquet_file():
         assert pq.read_schema(buffer).field("concept_id").metadata[b"description"]
 
 
+def test_files_from_before_remedies_are_read_and_have_none():
+    concept = planned("mug-a")
+    for rows, table, back in (
+        ([residual_row(concept)], residual_table, schemas.residual_rows),
+        (rendering_rows_of(concept), rendering_table, schemas.rendering_rows),
+    ):
+        with_remedies = [dataclasses.replace(row, remedy="another seed") for row in rows]
+        assert back(table(with_remedies)) == with_remedies
+        older = table(with_remedies).drop_columns(["remedy"])
+        assert back(older) == rows and {row.remedy for row in back(older)} == {None}
+
+
 def test_a_wrong_type_is_refused_rather_than_stored():
     with pytest.raises((pa.ArrowException, TypeError)):
         residual_table([residual_row(planned("a"), iterations="many")])

@@ -53,6 +53,19 @@ def test_half_of_the_training_is_half_of_what_it_takes_whoever_starts_warm():
     assert seen[-1].fraction == pytest.approx(all_trained / 2)
 
 
+def test_steps_rise_also_while_more_has_to_be_done_than_was_foreseen():
+    seen: list[ShardProgress] = []
+    work = ShardWork(shard_of(planned("a")), SPEC, seen.append)
+    with work.phase("train"):
+        for done, of in ((9, 10), (10, 10), (11, 20), (20, 20)):  # trained a second time
+            work.trained(done, of)
+    with work.phase("render"):
+        for steps in (12, 13, 400):
+            work.rendered(steps)
+    assert [one.steps for one in seen] == [0, 9, 10, 11, 20, 20, 32, 33, 420]
+    assert all(0 <= one.fraction <= 1 for one in seen)
+
+
 def test_the_first_failure_of_a_concept_is_the_one_that_is_told():
     work = ShardWork(shard_of(planned("a")), SPEC, lambda progress: None)
     work.fail(ConceptFailure("a", "train", "loss is NaN"))

@@ -1,0 +1,65 @@
+"""What kind of base model a folder holds is known from its configuration, before any weights are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from persres.core.base_model import check_parts, load_base_model, load_tokenizer
+from persres.core.errors import InvalidInput
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_models_of_every_shape_pass(tiny_folder, sdxl_folder, sd1):
+    for path in (tiny_folder, sdxl_folder):
+        assert check_parts(path, "tiny") == sd1.pixels_per_latent == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        (
+            "model_index.json",
+            {"vae": ["diffusers", "AutoencoderTiny"]},
+            "its vae is AutoencoderTiny, not AutoencoderKL",
+        ),
+        ("model_index.json", {"text_encoder": None}, "its text_encoder is missing, not CLIPTextModel"),
+        ("model_index.json", {"unet": "UNet2DConditionModel"}, "its unet is missing"),
+        ("unet/config.json", {"in_channels": 9}, "its unet reads 9 channels, its vae makes 4"),
+        ("vae/config.json", {"block_out_channels": []}, "names no blocks"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(folder, file, values, told):
+    change(folder / file, **values)
+    with pytest.raises(InvalidInput) as refused:
+        check_parts(folder, "tiny")
+    assert told in str(refused.value) and refused.value.fix
+
+
+def test_a_configuration_that_is_no_object_is_refused(folder):
+    (folder / "vae" / "config.json").write_text("[]")
+    with pytest.raises(InvalidInput, match=r"vae/config\.json is no configuration"):
+        check_parts(folder, "tiny")
+
+
+def test_weights_that_do_not_fit_their_configuration_are_invalid_input(folder):
+    change(folder / "unet" / "config.json", block_out_channels=[64, 64])
+    with pytest.raises(InvalidInput, match="base model 'tiny' could not be loaded"):
+        load_base_model(folder, name="tiny", revision="")
+
+
+def test_a_damaged_tokenizer_is_invalid_input(folder):
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(InvalidInput, match="the base model's tokenizer cannot be read"):
+        load_tokenizer(folder)
