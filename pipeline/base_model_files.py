@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from ..core.errors import InvalidInput, StoreError
 from .folder_digest import folder_digest
+from .spec_fit import check_spec_fits
 
 if TYPE_CHECKING:
     from .run_spec import RunSpec
@@ -45,8 +48,10 @@ class ResolvedModel:
 
 
 def resolve_base_model(spec: RunSpec) -> ResolvedModel:
-    """The run spec's base model; raises as `resolve_model` does."""
-    return resolve_model(spec.base_model, spec.revision, role="base_model")
+    """The run spec's base model, which goes with the rest of the spec; raises as `resolve_model` does."""
+    found = resolve_model(spec.base_model, spec.revision, role="base_model")
+    check_spec_fits(spec, found.path)
+    return found
 
 
 def resolve_scorer(spec: RunSpec) -> ResolvedModel | None:
@@ -139,14 +144,43 @@ def _checked_files(folder: Path, name: str, role: Role) -> list[Path]:
         files += [file for file in found if file.suffix not in _NOT_READ]
     if not any(file.suffix == ".safetensors" for file in files):
         raise InvalidInput(f"{role} {name!r} has no weights (*.safetensors)", fix="complete the folder")
+    for file in files:
+        _check_weights(file, f"{role} {name!r}: {file.relative_to(folder).as_posix()}")
+    if role == "scorer":
+        _check_is_clip(entry, name)
     return files
+
+
+def _check_is_clip(config: Path, name: str) -> None:
+    try:
+        kind = json.loads(config.read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InvalidInput(f"scorer {name!r}: its config.json is damaged", fix="copy the folder again") from error
+    if kind != "clip":
+        reason = f"scorer {name!r} is not a CLIP model: its config.json says {kind!r}"
+        raise InvalidInput(reason, fix="give one that CLIPModel saved, such as 'openai/clip-vit-base-patch32'")
+
+
+def _check_weights(file: Path, what: str) -> None:
+    """Refuse weights that were cut off or lack a part, by their headers alone: half a download is the usual case."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="numpy"):
+                pass
+        elif file.name.endswith(".safetensors.index.json"):
+            parts = set(json.loads(file.read_text("utf-8"))["weight_map"].values())
+            missing = sorted(part for part in parts if not (file.parent / part).is_file())
+            if missing:
+                raise InvalidInput(f"{what} names {missing[0]!r}, which is not there", fix="copy the folder again")
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise InvalidInput(f"{what} is damaged or cut off: {error}", fix="copy the folder again") from error
 
 
 def _components(folder: Path, name: str) -> list[Path]:
     try:
         index = json.loads((folder / _ENTRY_FILE["base_model"]).read_text("utf-8"))
         named = [key for key, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         reason = f"base_model {name!r}: its model_index.json is damaged"
         raise InvalidInput(reason, fix="copy the folder again") from error
     missing = [key for key in named if key not in _UNUSED_COMPONENTS and not (folder / key).is_dir()]

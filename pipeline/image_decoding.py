@@ -65,19 +65,32 @@ def decode_image(
     except (ConceptError, MemoryError):
         raise
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise refused(f"not an image: it begins with {data[:12]!r}", f"save it as one of {known}") from None
+        raise _unidentified(data) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("the header declares more pixels than any picture has", max_pixels) from None
     except Exception as error:  # decoders of damaged bytes raise nearly every kind of exception
-        reason = f"the image is damaged or cut off: {str(error) or type(error).__name__}"
-        raise refused(reason, "open it in an image editor and save it again, or upload it again") from error
+        raise _damaged(str(error) or type(error).__name__) from error
 
 
 @functools.cache
 def _available_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unidentified(data: bytes) -> ConceptError:
+    """Pillow says the same of another kind of file and of one with a broken header; people need to know which."""
+    for name in _available_formats():
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(data[:16]) is True:
+            return _damaged(f"it begins as {name} does, but its header cannot be read")
+    known = ", ".join(FORMATS)
+    return refused(f"not an image: it begins with {data[:12]!r}", f"save it as one of {known}")
+
+
+def _damaged(how: str) -> ConceptError:
+    fix = "open it in an image editor and save it again, or upload it again"
+    return refused(f"the image is damaged or cut off: {how}", fix)
 
 
 def _check_size(image_size: tuple[int, int], max_pixels: int, min_side: int, max_aspect_ratio: float) -> None:
@@ -117,6 +130,8 @@ def _to_rgb(image: Image.Image, matte_color: str) -> np.ndarray:
         raise refused(f"32-bit pixels (mode {image.mode}) have no agreed white", "save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema()[1] == 0:
+            raise refused("the picture is wholly transparent", "export it with its picture visible")
         ground = Image.new("RGB", image.size, matte_color)
         image = Image.composite(_to_srgb(with_alpha.convert("RGB")), ground, with_alpha.getchannel("A"))
     else:

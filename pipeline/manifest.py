@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.concept import CONCEPT_ID_PATTERN
@@ -27,6 +29,7 @@ from .manifest_row import (
     shown,
     without_credentials,
 )
+from .manifest_text import half_character_fault
 from .prompt_lengths import check_prompt_lengths
 
 __all__ = [
@@ -125,6 +128,41 @@ def sound_row_count(uri: str) -> int | None:
     return len(ids) if sound and ids else None
 
 
+class _KeyTwice(ValueError):
+    """A JSON object names one key twice, of which Python would take the last unseen."""
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _KeyTwice(next(repr(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_named_once)
+
+
+def _why_unreadable(error: Exception, uri: str) -> tuple[str, str]:
+    """What a person should know and do about a manifest whose reading ended in `error`."""
+    first_line = (str(error).splitlines() or [""])[0].replace(uri, without_credentials(uri))
+    match error:
+        case FileNotFoundError():
+            return "there is no such file", "check the manifest's path"
+        case IsADirectoryError():
+            return "it is a folder", "name the manifest in it"
+        case PermissionError():
+            return "it may not be read", "check its permissions and who you are logged in as"
+        case ImportError():
+            return f"its store needs a package that is not installed: {first_line}", "install it"
+        case ValueError() if "Protocol not known" in first_line:
+            return (
+                "there is no store of that kind",
+                "give a path, or a URI that begins with s3://, gs://, az:// or https://",
+            )
+    what = f"the file cannot be read: {type(error).__name__}: {shown(first_line)}"
+    return what, "check that it can be reached and is complete, or write it again"
+
+
 class ManifestScan:
     """One pass over a manifest, as `read_manifest` makes it, that keeps no rows.
 
@@ -161,12 +199,8 @@ class ManifestScan:
         try:
             with fsspec.open(uri, "rb") as file:
                 yield from formats[suffix](cast(BinaryIO, file))
-        except FileNotFoundError:
-            self._refuse("there is no such file", "check the manifest's path")
         except Exception as error:  # Arrow, the store and the codecs each raise their own kinds
-            first_line = (str(error).splitlines() or [""])[0].replace(uri, without_credentials(uri))
-            what = f"the file cannot be read: {type(error).__name__}: {first_line}"
-            self._refuse(what, "check that it is complete, write it again")
+            self._refuse(*_why_unreadable(error, uri))
         self._complete()
 
     def _parquet(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
@@ -176,12 +210,23 @@ class ManifestScan:
         self._report_columns([*column_problems(parquet.schema_arrow), *missing_columns(names)])
         usable = [name for name in COLUMNS if name in names and name not in self._unusable]
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
-            for values in batch.to_pylist():
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                self._refuse_undecodable(batch)
+                return
+            for values in rows:
                 yield self._parsed(values)
 
     def _json_lines(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         names: dict[str, None] = {}
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
+        # Bytes that are not UTF-8 become lone surrogates, so that the line which has them can be told.
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+        for number, line in enumerate(lines, start=1):
+            if half_character_fault(line):
+                fix = "save the manifest as UTF-8"
+                self._refuse(f"line {number} is not UTF-8", fix, value=shown(line.strip()), row=self.row_count)
+                return
             if not line.strip():
                 continue
             values = self._json_object(line, number)
@@ -228,15 +273,30 @@ class ManifestScan:
 
     def _json_object(self, line: str, number: int) -> dict[str, Any] | None:
         try:
-            values = json.loads(line)
+            values = _JSON.decode(line.strip())
+        except _KeyTwice as error:
+            return self._refuse_line(f"line {number} gives {shown(str(error))} twice", line, "keep one of them")
         except (ValueError, RecursionError) as error:
             return self._refuse_line(f"line {number} is not JSON: {shown(str(error))}", line)
         return values if isinstance(values, dict) else self._refuse_line(f"line {number} is not a JSON object", line)
 
-    def _refuse_line(self, reason: str, line: str) -> None:
-        fix = "write one JSON object a line, without commas or brackets around the lines"
+    def _refuse_line(self, reason: str, line: str, fix: str = "") -> None:
+        fix = fix or "write one JSON object a line, without commas or brackets around the lines"
         self._refuse(reason, fix, value=shown(line.strip()), row=self.row_count)
         self.row_count += 1
+
+    def _refuse_undecodable(self, batch: pa.RecordBatch) -> None:
+        """Name the first text of a batch that is not UTF-8."""
+        for name, values in zip(batch.schema.names, batch.columns, strict=True):
+            for index in range(len(values)):
+                try:
+                    values[index].as_py()
+                except UnicodeDecodeError as error:
+                    row, value = self.row_count + index, shown(error.object[:80])
+                    self._rows_are_unreadable = True
+                    fix = "write the text as UTF-8"
+                    self.problems.append(Problem("the text is not UTF-8", fix, "manifest", row, None, name, value))
+                    return
 
     def _refuse(self, reason: str, fix: str, *, value: str | None = None, row: int | None = None) -> None:
         shown_value = without_credentials(self._uri) if value is None else value

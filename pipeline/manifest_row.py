@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ..core.concept import CONCEPT_ID_PATTERN, PLACEHOLDER, check_template
 from ..core.errors import Problem
+from .manifest_text import MAX_CLASS_CHARACTERS, MAX_PROMPT_CHARACTERS, half_character_fault, text_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class ReferenceSource:
     def label(self) -> str:
         """The source as it may be shown and logged: without user names, passwords and signatures."""
         if self.uri:
-            return without_credentials(self.uri)
+            return printable(without_credentials(self.uri))
         return f"<{len(self.data or b'')} bytes>"
 
 
@@ -80,6 +81,11 @@ def without_credentials(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
+def printable(text: str) -> str:
+    """`text` itself, or its escaped form where a terminal would do something else with it than show it."""
+    return text if text_fault(text) is None else repr(text)[1:-1]
+
+
 def parent_folder(uri: str) -> str:
     """The folder of a file, as a path or URI that `resolve` can add a relative path to."""
     scheme, separator, rest = uri.partition("://")
@@ -98,6 +104,15 @@ def resolve(uri: str, folder: str) -> str:
         return f"{scheme}{separator}{joined}"  # what the lines below come to, in a tenth of the time
     join, normalized = (posixpath.join, posixpath.normpath) if separator else (os.path.join, os.path.normpath)
     return f"{scheme}{separator}{normalized(join(root, uri))}"
+
+
+def climbs(uri: str, folder: str) -> bool:
+    """Whether a relative path leads out of its folder's bucket (or host), into one that nobody has named."""
+    _, separator, root = folder.partition("://")
+    if not separator or "://" in uri or os.path.isabs(uri):
+        return False
+    bucket = root.split("/")[0]
+    return not f"{posixpath.normpath(posixpath.join(root, uri))}/".startswith(f"{bucket}/")
 
 
 @dataclass(slots=True)
@@ -141,7 +156,7 @@ def parse_row(
         The row, and what is wrong with it. With problems the row holds only what could be read.
     """
     raw_id = values.get("concept_id")
-    notes = _Notebook(row, raw_id if isinstance(raw_id, str) and raw_id else None)
+    notes = _Notebook(row, _shown_id(raw_id) if isinstance(raw_id, str) and raw_id else None)
     references = _sources(values.get("reference_images"), "reference_images", folder, notes) or ()
     masks = _masks(values.get("masks"), len(references), folder, notes)
     parsed = ManifestRow(
@@ -155,6 +170,10 @@ def parse_row(
         masks=masks,
     )
     return parsed, [problem for problem in notes.problems if problem.column not in unusable]
+
+
+def _shown_id(value: str) -> str:
+    return value if CONCEPT_ID_PATTERN.fullmatch(value) else shown(value)
 
 
 def _concept_id(value: Any, notes: _Notebook) -> str:
@@ -176,6 +195,10 @@ def _macro_class(value: Any, notes: _Notebook) -> str:
     if not isinstance(value, str) or not value.strip():
         notes.add("macro_class", value, "the macro class is missing", 'name the concept\'s category, such as "mug"')
         return ""
+    fault = text_fault(value, max_characters=MAX_CLASS_CHARACTERS)
+    if fault:
+        notes.add("macro_class", value, f"the macro class {fault[0]}", fault[1])
+        return ""
     if not value.isprintable():
         notes.add("macro_class", value, "the macro class has unprintable characters", "write it as plain words")
     return value.strip()
@@ -190,7 +213,9 @@ def _sources(value: Any, column: str, folder: str, notes: _Notebook) -> tuple[Re
         return None
     if not value:
         notes.add(column, value, f"{column} is an empty list", "give at least one image")
-    if all(type(item) is str and item for item in value):  # as in almost all of a million rows
+    if all(
+        type(item) is str and item and ".." not in item and item.isprintable() for item in value
+    ):  # as in almost all of a million rows
         return tuple([_resolved_source(item, folder) for item in value])
     sources = tuple(_source(item, index, column, folder, notes) for index, item in enumerate(value))
     return tuple(source for source in sources if source is not None)
@@ -200,7 +225,7 @@ def _source(item: Any, index: int, column: str, folder: str, notes: _Notebook) -
     data, uri = (item.get("bytes"), item.get("path")) if isinstance(item, dict) else (None, item)
     where = f"{column}[{index}]"
     if isinstance(data, bytes):
-        return ReferenceSource(uri if isinstance(uri, str) and uri else None, data)
+        return ReferenceSource(uri if isinstance(uri, str) and uri else None, data)  # nothing is read from this path
     if data is not None:
         fix = "use Parquet for embedded images, or give a path"
         notes.add(column, item, f"{where} has bytes that are not binary", fix)
@@ -208,6 +233,10 @@ def _source(item: Any, index: int, column: str, folder: str, notes: _Notebook) -
         notes.add(column, item, f"{where} is empty", "give its path or URI, or leave it out")
     elif not isinstance(uri, str):
         notes.add(column, item, f"{where} is not a path or URI", "give a string")
+    elif fault := text_fault(uri):
+        notes.add(column, item, f"{where} {fault[0]}", fault[1])
+    elif climbs(uri, folder):
+        notes.add(column, item, f"{where} climbs above {without_credentials(folder)}", "give the whole URI")
     else:
         return _resolved_source(uri, folder)
     return None
@@ -237,8 +266,11 @@ def _prompts(value: Any, default_prompts: Sequence[str], notes: _Notebook) -> tu
         return ()
     good = []
     for index, prompt in enumerate(value):
+        fault = isinstance(prompt, str) and text_fault(prompt, max_characters=MAX_PROMPT_CHARACTERS, lines=True)
         reason = check_template(prompt) if isinstance(prompt, str) else "the prompt is not a string"
-        if reason:
+        if fault:
+            notes.add("prompts", prompt, f"prompts[{index}]: the prompt {fault[0]}", fault[1])
+        elif reason:
             example = f'write {PLACEHOLDER} where the concept belongs: "a photo of a {PLACEHOLDER} on a beach"'
             notes.add("prompts", prompt, f"prompts[{index}]: {reason}", example)
         else:
@@ -250,7 +282,7 @@ def _seed(value: Any, notes: _Notebook) -> int | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     # pandas writes an integer column that has gaps as floats
-    whole = not isinstance(value, bool) and isinstance(value, int | float) and float(value).is_integer()
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not whole or not 0 <= value < 2**63:
         notes.add("seed", value, "the seed is not a whole number from 0 to 2^63 - 1", "give such a number, or null")
         return None
@@ -267,8 +299,11 @@ def _metadata(value: Any, notes: _Notebook) -> dict[str, str]:
         return {}
     kept = {}
     for key, item in pairs.items():
+        fault = half_character_fault(f"{key}{item}") if isinstance(item, str) else half_character_fault(str(key))
         if isinstance(item, dict | list | bytes):
             notes.add("metadata", item, f"metadata[{key!r}] is not a plain value", "give a string, or encode it as one")
+        elif fault:
+            notes.add("metadata", item, f"metadata[{key!r}] {fault[0]}", fault[1])
         elif item is not None:
             kept[str(key)] = item if isinstance(item, str) else str(item)
     return kept

@@ -5,6 +5,7 @@ Everything here works on one manifest row, or on many rows with threads; a bad i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import fsspec.core
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from PIL import ImageColor
 from pydantic import Field, field_validator
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -26,6 +28,11 @@ from .manifest_row import ManifestRow, ReferenceSource
 OnProgress = Callable[[int, int], None]
 
 _DEFINITE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+_DEFINITE_ERRNOS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EISDIR, errno.ENOTDIR})
+_NOT_A_FILE = {
+    "directory": ("it is a folder", "name the pictures in it"),
+    "other": ("it is neither a file nor a folder", "give a regular file: a pipe or a device may never end"),
+}
 _CONTENT_TAGS = ("md5Hash", "ETag", "etag")
 _TIME_TAGS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 _THREADS = 8
@@ -261,6 +268,9 @@ def _fetch(source: ReferenceSource, settings: ReferenceSettings) -> bytes:
 
 
 def _read(fs: Any, path: str, settings: ReferenceSettings) -> bytes:
+    is_local = isinstance(fs, LocalFileSystem)
+    if is_local:  # elsewhere this would cost a request, and there are no pipes
+        _check_is_file(fs.info(path))
     with fs.open(path, "rb") as file:
         _check_bytes(getattr(file, "size", None), settings)
         data = file.read(settings.max_bytes + 1)  # the size is a claim; this is what holds
@@ -273,7 +283,9 @@ def _digest(source: ReferenceSource, settings: ReferenceSettings) -> str:
         return _content_digest(_fetch(source, settings))
 
     def look(fs: Any, path: str) -> str:
-        return _store_tag(fs.info(path), path, settings) or _content_digest(_read(fs, path, settings))
+        info = fs.info(path)
+        _check_is_file(info)
+        return _store_tag(info, path, settings) or _content_digest(_read(fs, path, settings))
 
     return _at_store(source, settings, look)
 
@@ -297,6 +309,11 @@ def _store_tag(info: dict[str, Any], path: str, settings: ReferenceSettings) -> 
     if settings.digest == "stat" and time is not None:
         return f"stat:{os.path.basename(path)}:{size}:{time}"
     return None
+
+
+def _check_is_file(info: dict[str, Any]) -> None:
+    if info.get("type") in _NOT_A_FILE:
+        raise refused(*_NOT_A_FILE[info["type"]])
 
 
 def _check_bytes(size: int | None, settings: ReferenceSettings) -> None:
@@ -346,6 +363,8 @@ def _check_scheme(uri: str, settings: ReferenceSettings) -> None:
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, (ConceptError, MemoryError, *_DEFINITE_ERRORS)):
+        return False
+    if isinstance(error, OSError) and error.errno in _DEFINITE_ERRNOS:
         return False
     status = getattr(error, "status", None)
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import reprlib
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -22,6 +23,7 @@ from ..core.quality_scores import ScoringSettings
 from ..core.residual_training import TrainingSettings
 from ..core.settings import Settings
 from .base_model_files import SPRITEWORLD
+from .manifest_text import MAX_PROMPT_CHARACTERS, text_fault
 from .recovery import RecoverySettings
 from .reference_images import ReferenceSettings
 
@@ -31,6 +33,9 @@ _DEFAULT_PROMPTS = (
     "a photo of a {concept} on grass",
     "a photo of a {concept} in front of a brick wall",
 )
+
+
+_MAX_BYTES = 1 << 20  # a spec with every setting has a hundred lines; YAML is read slowly
 
 
 class RunSpec(Settings):
@@ -92,6 +97,17 @@ class RunSpec(Settings):
         _require_template(value.prompt, "training.prompt ")
         return value
 
+    @model_validator(mode="after")
+    def _scores_only_with_a_scorer(self) -> RunSpec:
+        if self.scorer is None:
+            gates = ("min_prompt_score", "min_identity_score")
+            named = [f"scoring.{gate}" for gate in gates if getattr(self.scoring, gate) is not None]
+            if self.scorer_revision is not None:
+                named.append("scorer_revision")
+            if named:
+                raise ValueError(f"{' and '.join(named)} says nothing without a scorer, and scorer is null")
+        return self
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunSpec:
         """Read a run spec from a YAML file (a path or fsspec URI).
@@ -102,10 +118,12 @@ class RunSpec(Settings):
         name = os.fspath(path)
         try:
             with fsspec.open(name, "rb") as file:
-                text = file.read()  # pyright: ignore[reportAttributeAccessIssue]
+                text = file.read(_MAX_BYTES + 1)  # pyright: ignore[reportAttributeAccessIssue]
         except (OSError, ImportError, ValueError) as error:
             fix = "check the path; `persres-batch init` writes a new run spec"
             raise InvalidInput(f"run spec {name}: cannot be read: {error}", fix=fix) from error
+        if len(text) > _MAX_BYTES:
+            raise InvalidInput(f"run spec {name}: more than {_MAX_BYTES} bytes", fix="give a run spec's path")
         return cls.from_yaml(text, name=name)
 
     @classmethod
@@ -113,10 +131,14 @@ class RunSpec(Settings):
         """As `load`, from the YAML itself; `name` is what messages call it."""
         try:
             values = yaml.load(text, Loader=_Loader)  # a SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"run spec {name}: not valid YAML: {error}", fix="check the line it names") from error
+        except RecursionError:
+            reason = f"run spec {name}: not valid YAML: nested too deep"
+            raise InvalidInput(reason, fix="write sections of settings, one level deep") from None
+        except Exception as error:  # constructors of dates, numbers and tagged values raise nearly every kind
+            reason = f"run spec {name}: not valid YAML: {_first_fault(error)}"
+            raise InvalidInput(reason, fix="mend it, or begin again with `persres-batch init`") from error
         if not isinstance(values, dict | None):
-            reason = f"run spec {name}: expected settings, found {values!r}"
+            reason = f"run spec {name}: expected settings, found {_brief(values)}"
             raise InvalidInput(reason, fix="write lines of 'name: value'")
         try:
             return cls.model_validate(values or {})
@@ -141,9 +163,10 @@ def _default_scorer(base_model: Any) -> str | None:
 
 
 def _require_template(prompt: str, where: str) -> None:
-    reason = check_template(prompt)
+    fault = text_fault(prompt, max_characters=MAX_PROMPT_CHARACTERS, lines=True)
+    reason = f"the prompt {fault[0]}; {fault[1]}" if fault else check_template(prompt)
     if reason:
-        raise ValueError(f"{where}{prompt!r}: {reason}")
+        raise ValueError(f"{where}{_brief(prompt)}: {reason}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -159,6 +182,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _first_fault(error: Exception) -> str:
+    """What a YAML error says, on one line, with the place it names."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    told = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return where + (str(told).splitlines() or [type(error).__name__])[0]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -210,6 +241,15 @@ def _literals(annotation: Any) -> Iterator[str]:
             yield from _literals(argument)
 
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 4, 4, 80, 80, 80
+
+
+def _brief(value: Any) -> str:
+    """`value` as a person wrote it, shortened: aliases make a value of any size from a few lines of YAML."""
+    return _REPR.repr(value)
+
+
 def _explained(error: ValidationError, name: str) -> InvalidInput:
     """Every complaint of pydantic's as: which setting, which value, what is wrong, what to do."""
     explained = [_explain(detail) for detail in error.errors(include_url=False)]
@@ -230,9 +270,9 @@ def _explain(detail: ErrorDetails) -> tuple[str, str]:
         return f"there is no setting {key!r}", fix
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return f"{key}: {message}", "change it; `persres-batch init` explains every setting"
+        return f"{key}: {message}" if key else message, "change it; `persres-batch init` explains every setting"
     field = _field_at(location)
-    reason = f"{key}: {detail['input']!r} is not accepted: {message[:1].lower()}{message[1:]}"
+    reason = f"{key}: {_brief(detail['input'])} is not accepted: {message[:1].lower()}{message[1:]}"
     if field is None or not field.description:
         return reason, "give a section of settings"
     return reason, " ".join(filter(None, ("give", _allowed(field) or "another value", f"({field.description})")))

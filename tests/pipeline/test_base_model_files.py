@@ -5,16 +5,20 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from persres.core.errors import InvalidInput, StoreError
 from persres.pipeline import spriteworld
 from persres.pipeline.base_model_files import resolve_base_model, resolve_model, resolve_scorer
 from persres.pipeline.run_spec import RunSpec
 
+from ..core.tiny_models import write_tiny_pipeline
+
 
 def pipeline_folder(path: Path, *, weights: str = "diffusion_pytorch_model.safetensors") -> Path:
-    """The files of a diffusers pipeline with one component; the bytes of the weights are never parsed here."""
+    """The files of a diffusers pipeline with one component; whether it could be used is not asked here."""
     (path / "unet").mkdir(parents=True)
     (path / "model_index.json").write_text(
         json.dumps(
@@ -26,14 +30,14 @@ def pipeline_folder(path: Path, *, weights: str = "diffusion_pytorch_model.safet
         )
     )
     (path / "unet" / "config.json").write_text("{}")
-    (path / "unet" / weights).write_bytes(b"weights")
+    save_file({"weight": np.zeros(2, np.float32)}, path / "unet" / weights)
     return path
 
 
 def scorer_folder(path: Path) -> Path:
     path.mkdir(parents=True)
-    (path / "config.json").write_text("{}")
-    (path / "model.safetensors").write_bytes(b"weights")
+    (path / "config.json").write_text('{"model_type": "clip"}')
+    save_file({"weight": np.zeros(2, np.float32)}, path / "model.safetensors")
     return path
 
 
@@ -57,7 +61,7 @@ def test_every_file_that_is_read_counts_and_no_other(tmp_path):
         (folder / ignored).write_bytes(b"other")
     assert resolve_model(str(folder)).revision == before
 
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"Weights")
+    save_file({"weight": np.ones(2, np.float32)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
     changed = resolve_model(str(folder)).revision
     (folder / "unet" / "config.json").rename(folder / "unet" / "konfig.json")
     assert len({before, changed, resolve_model(str(folder)).revision}) == 3
@@ -126,7 +130,7 @@ def test_spriteworld_comes_with_the_package():
 
 
 def test_base_model_and_scorer_of_a_spec(tmp_path):
-    base, scorer = pipeline_folder(tmp_path / "m"), scorer_folder(tmp_path / "s")
+    base, scorer = write_tiny_pipeline(tmp_path / "m", "sd1"), scorer_folder(tmp_path / "s")
 
     assert resolve_base_model(RunSpec(base_model=str(base))) == resolve_model(str(base))
     assert resolve_scorer(RunSpec(base_model=str(base))) is None
@@ -164,3 +168,22 @@ def test_an_unreachable_hub_is_infrastructure_and_a_bad_id_is_not(hub_cache):
         resolve_model("team/nothing")
     with pytest.raises(InvalidInput, match="not on the Hub"):
         resolve_model("team/--")
+
+
+def test_weights_cut_off_by_one_byte_are_damaged(tmp_path):
+    weights = pipeline_folder(tmp_path / "m") / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    with pytest.raises(InvalidInput, match=r"unet/diffusion_pytorch_model\.safetensors is damaged or cut off"):
+        resolve_model(str(tmp_path / "m"))
+
+
+def test_weights_in_several_files_have_to_be_there_all(tmp_path):
+    unet = pipeline_folder(tmp_path / "m", weights="part-1.safetensors") / "unet"
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(InvalidInput, match=r"names 'part-2.safetensors', which is not there"):
+        resolve_model(str(tmp_path / "m"))
+    save_file({"weight": np.zeros(2, np.float32)}, unet / "part-2.safetensors")
+    assert resolve_model(str(tmp_path / "m")).revision

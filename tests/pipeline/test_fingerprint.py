@@ -72,7 +72,7 @@ def test_what_changes_only_the_renderings_leaves_the_residual(other):
         of(training=TrainingSettings(pack_size=9), sampling=SamplingSettings(batch_size=9)),
         of(scoring=ScoringSettings(batch_size=9), shard_size=3, workers=5),
         of(references=ReferenceSettings(max_bytes=5, max_pixels=5, min_side=1, digest="content")),
-        of(base_model="/somewhere/else", scorer_revision="main", prompts=("unused {concept}",)),
+        of(base_model="/somewhere/else", prompts=("unused {concept}",)),
     ],
 )
 def test_place_speed_and_limits_change_nothing(other):

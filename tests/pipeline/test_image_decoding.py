@@ -162,7 +162,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_noted():
     [
         pytest.param(b"", "empty (0 bytes)", id="nothing"),
         pytest.param(b"<html>404</html>", "begins with b'<html>404</h", id="html"),
-        pytest.param(b"\x89PNG\r\n\x1a\n", "not an image", id="only a magic number"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "begins as PNG does", id="only a magic number"),
         pytest.param(png_claiming(20_000, 20_000), "declares more pixels", id="a PNG bomb"),
         pytest.param(png_claiming(9_000, 8_000), "9000 x 8000 pixels", id="a large PNG"),
         pytest.param(png_claiming(50, 50), "damaged or cut off", id="a PNG without pixels"),

@@ -177,7 +177,7 @@ def test_wrong_column_types_are_one_problem_each(tmp_path):
         ("m.parquet", b"", "cannot be read"),
         ("m.parquet", b"not parquet at all", "cannot be read"),
         ("m.jsonl", b"", "no rows"),
-        ("m.jsonl", b"\xff\xfe\x00", "cannot be read"),
+        ("m.jsonl", b"\xff\xfe\x00", "line 1 is not UTF-8"),
         ("m.jsonl", b"[{}]\n", "line 1 is not a JSON object"),
         ("m.jsonl", b'{"a": 1},\n', "line 1 is not JSON"),
         ("m.jsonl", b"[" * 100_000, "line 1 is not JSON"),

@@ -90,7 +90,7 @@ def test_an_error_names_concept_column_place_reason_and_fix(tmp_path, content, r
 
 def test_a_folder_and_a_forbidden_scheme_and_a_missing_package_are_told(tmp_path):
     for uri, reason in (
-        (tmp_path, "cannot be read: Is a directory"),
+        (tmp_path, "it is a folder"),
         ("ftp://host/a.png", "not fetched from ftp://"),
         ("simplecache::memory://a.png", "not fetched from simplecache://"),
         ("nosuchstore://a.png", "cannot be read|not installed"),

@@ -1,0 +1,39 @@
+"""Whether a run spec and a base model go together: found out from its configuration and tokenizer, without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from .run_spec import RunSpec
+
+
+def check_spec_fits(spec: RunSpec, path: str) -> None:
+    """Refuse a spec that every worker would refuse, before there is one.
+
+    Args:
+        path: the folder of the spec's base model.
+
+    Raises:
+        InvalidInput: the base model's parts do not belong together or are of a kind that cannot be personalized, V* is
+            no single token, or a size or the negative prompt does not suit the model.
+    """
+    from ..core.base_model import check_parts, load_tokenizer  # torch and diffusers take seconds to import
+    from ..core.identifier_token import identifier_id
+
+    pixels_per_latent = check_parts(path, spec.base_model)
+    tokenizer = load_tokenizer(path)
+    identifier_id(tokenizer, spec.training.identifier_token)
+    for side in ("height", "width"):
+        pixels = getattr(spec.sampling, side)
+        if pixels is not None and pixels % pixels_per_latent:
+            reason = f"sampling.{side}: {pixels} is no multiple of {pixels_per_latent}, the pixels of one latent"
+            nearest = max(1, round(pixels / pixels_per_latent)) * pixels_per_latent
+            raise InvalidInput(reason, fix=f"for example {nearest}")
+    tokens = len(tokenizer(spec.sampling.negative_prompt, truncation=False, verbose=False)["input_ids"])
+    limit = int(tokenizer.model_max_length)
+    if tokens > limit:
+        reason = f"sampling.negative_prompt is {tokens} tokens long, the text encoder reads {limit}"
+        raise InvalidInput(reason, fix=f"shorten it by {tokens - limit}")
