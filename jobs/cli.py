@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 
 from ..core.errors import ManifestInvalid, PersresError
-from . import cli_text
+from . import catalog_commands, cli_text
 
 if TYPE_CHECKING:
     from ..pipeline.plan import RunPlan
     from ..pipeline.run_spec import RunSpec
-    from .submit import FinishedRun, WhereToRun
+    from .submit import FinishedRun
+    from .where_to_run import WhereToRun
 
 app = typer.Typer(
     name="persres-batch",
@@ -118,19 +119,23 @@ def submit(
     address: Annotated[str | None, typer.Option(metavar="ADDR", help=cli_text.ADDRESS)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help=cli_text.DEVICE)] = "auto",
     dashboard: Annotated[bool, typer.Option("--dashboard", help=cli_text.DASHBOARD)] = False,
+    wait: Annotated[bool, typer.Option("--wait", help=cli_text.WAIT)] = False,
+    prune: Annotated[bool, typer.Option("--prune", help=cli_text.PRUNE)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, as `plan` does.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     run_spec = _load(spec)
     if dry_run:
-        _print_plan(manifest, run_spec, catalog, _where(workers, device=device), as_json=as_json)
+        _print_plan(manifest, run_spec, catalog, _where(workers, device=device), prune=prune, as_json=as_json)
     elif address is not None and address != "auto":
         from .cluster_job import ClusterRun, submit_to_cluster
 
-        raise typer.Exit(submit_to_cluster(address, ClusterRun(manifest, catalog, workers, device), run_spec))
+        run = ClusterRun(manifest, catalog, workers, device, wait=wait, prune=prune)
+        raise typer.Exit(submit_to_cluster(address, run, run_spec))
     else:
         where = _where(workers, device=device, join_cluster=address == "auto", dashboard=dashboard)
-        _end(_submit_here(manifest, run_spec, catalog, where), catalog, as_json=as_json)
+        finished = _submit_here(manifest, run_spec, catalog, where, wait=wait, prune=prune)
+        _end(finished, catalog, as_json=as_json)
 
 
 @app.command(help=cli_text.STATUS)
@@ -208,6 +213,9 @@ def bench(
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
+app.add_typer(catalog_commands.app)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: run a command and exit with its code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nothing here needs
@@ -235,15 +243,15 @@ def _load(spec: Path) -> RunSpec:
 
 
 def _where(workers: int | None, **choices: Any) -> WhereToRun:
-    from .submit import WhereToRun
+    from .where_to_run import WhereToRun
 
     return WhereToRun(workers, **choices)
 
 
-def _submit_here(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun) -> FinishedRun:
+def _submit_here(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, **choices: Any) -> FinishedRun:
     from .submit import submit_local
 
-    return submit_local(manifest, spec, catalog, where=where)
+    return submit_local(manifest, spec, catalog, where=where, **choices)
 
 
 def _end(finished: FinishedRun, catalog: str, *, as_json: bool) -> None:
@@ -252,18 +260,22 @@ def _end(finished: FinishedRun, catalog: str, *, as_json: bool) -> None:
 
     where = finished.report or latest_report(CatalogStore(catalog))
     if as_json:
-        print(json.dumps(json.loads(finished.summary.to_json()) | {"report": where}, indent=1, sort_keys=True))
+        also = {"report": where, "pruned": finished.pruned}
+        print(json.dumps(json.loads(finished.summary.to_json()) | also, indent=1, sort_keys=True))
     else:
-        print("\n".join(cli_text.summary_lines(finished.summary, where)))
+        print("\n".join(cli_text.summary_lines(finished.summary, where, pruned=finished.pruned)))
     raise typer.Exit(CONCEPTS_FAILED if finished.summary.failed else OK)
 
 
-def _print_plan(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, *, as_json: bool) -> None:
+def _print_plan(
+    manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, *, prune: bool = False, as_json: bool
+) -> None:
     from ..pipeline.catalog_store import CatalogStore
     from ..pipeline.shard_commit import read_committed
     from .prepare_run import prepare_run
     from .run_display import counting
-    from .submit import shards_of, workers_here
+    from .submit import shards_of
+    from .where_to_run import workers_here
 
     committed = read_committed(CatalogStore(catalog))
     with counting(Console(stderr=True), "reading references") as on_digest:
@@ -271,9 +283,9 @@ def _print_plan(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, *
     run_plan: RunPlan = prepared.plan(committed)
     shards = shards_of(run_plan, spec, workers_here(where, spec))
     if as_json:
-        print(cli_text.json_of(cli_text.plan_values(run_plan, shards)))
+        print(cli_text.json_of(cli_text.plan_values(run_plan, shards, prune=prune)))
     else:
-        print("\n".join(cli_text.plan_lines(run_plan, shards)))
+        print("\n".join(cli_text.plan_lines(run_plan, shards, prune=prune)))
 
 
 def _invalid(message: str, fix: str) -> PersresError:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FAILURES_SHOWN = 10
 SHARDS_SHOWN = 20
+REMOVED_SHOWN = 20
 
 APP = """Personalize a text-to-image model for a whole catalog of concepts, and render them.
 
@@ -25,7 +26,7 @@ Submitting again does only what changed."""
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 invalid input, 3 finished with failed concepts, 4 catalog held by another run, "
-    "1 anything else."
+    "130 stopped by Ctrl-C, 143 by a termination signal, 1 anything else."
 )
 
 DEMO = """Run everything once on a small drawn world that comes with the package: no download, no GPU, a few minutes.
@@ -49,7 +50,8 @@ Example: [bold]persres-batch plan mugs.parquet --spec run.yaml --catalog s3://bu
 SUBMIT = """Bring a catalog up to date with a manifest: train and render whatever is new or changed.
 
 Concepts that cannot be done are listed with a reason, and the others are finished (exit code 3). After a crash or
-Ctrl-C, submit again: what is committed is not done twice.
+Ctrl-C, submit again: what is committed is not done twice. The first Ctrl-C lets what is under way be committed, the
+second ends it at once.
 
 Example: [bold]persres-batch submit mugs.parquet --spec run.yaml --catalog s3://bucket/mugs[/bold]
 
@@ -92,7 +94,10 @@ BENCH_PROFILE = "Write torch's profile of one packed training step and of render
 MANIFEST = "The manifest: a path or URI of a .parquet or .jsonl file."
 SPEC = "The run spec; `persres-batch init` writes one."
 CATALOG = "Where residuals and renderings are kept: a folder, or an s3://, gs:// or az:// URI."
-WORKERS = "Workers at once. Default: the spec's; else one for every GPU, or up to two on CPU cores."
+WORKERS = (
+    "Workers at once. Default: the spec's; else one for every GPU, or up to two on CPU cores, "
+    "and more on a cluster as nodes join it."
+)
 ADDRESS = (
     "A Ray cluster's dashboard, such as http://127.0.0.1:8265, or `auto` from inside a cluster. "
     "Default: a Ray of its own on this machine."
@@ -102,6 +107,8 @@ DEVICE = (
     "say `cuda` for a cluster that starts GPU nodes on demand."
 )
 DASHBOARD = "Serve the embedded Ray's dashboard on http://127.0.0.1:8265."
+WAIT = "While another run holds the catalog, wait for it to end."
+PRUNE = "At the end, forget the concepts that the manifest no longer lists, as `forget` does."
 REPORT_MANIFEST = "Show the references of this manifest, and only its concepts."
 
 
@@ -134,22 +141,24 @@ def failure_line(failure: ConceptFailure) -> str:
     return f"  failed: {failure.concept_id} ({failure.stage}): {failure.reason}{fix}"
 
 
-def plan_lines(plan: RunPlan, shards: Sequence[Shard]) -> Iterator[str]:
-    """A plan in words."""
+def plan_lines(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) -> Iterator[str]:
+    """A plan in words; `prune`: what the manifest no longer lists would be removed."""
     yield f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, " + (
         f"{len(plan.current)} current, {len(plan.failures)} failed"
     )
     if plan.removed:
-        yield f"{len(plan.removed)} in the catalog that the manifest no longer lists; they are kept"
+        fate = "they are removed at the end:" if prune else "they are kept (`submit --prune` removes them):"
+        yield f"{len(plan.removed)} in the catalog that the manifest no longer lists; {fate}"
+        yield from _shortened([f"  {concept_id}" for concept_id in plan.removed], REMOVED_SHOWN)
     yield from _shortened([failure_line(failure) for failure in plan.failures], FAILURES_SHOWN)
     if not shards:
-        yield "nothing to do"
+        yield "nothing else to do" if prune and plan.removed else "nothing to do"
     else:
         yield f"{len(shards)} shard{'' if len(shards) == 1 else 's'}:"
         yield from _shortened([f"  {shard.shard_id}: {len(shard.concepts)} concepts" for shard in shards], SHARDS_SHOWN)
 
 
-def plan_values(plan: RunPlan, shards: Sequence[Shard]) -> dict[str, Any]:
+def plan_values(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) -> dict[str, Any]:
     """A plan for `--json`."""
     return {
         "rows": plan.rows,
@@ -157,22 +166,26 @@ def plan_values(plan: RunPlan, shards: Sequence[Shard]) -> dict[str, Any]:
         "render_only": [concept.concept_id for concept in plan.render_only],
         "current": list(plan.current),
         "removed": list(plan.removed),
+        "pruned": list(plan.removed) if prune else [],
         "failures": plan.failures,
         "shards": [{"shard_id": shard.shard_id, "kind": shard.kind, "concepts": shard.concept_ids} for shard in shards],
     }
 
 
-def summary_lines(summary: RunSummary, report: str | None) -> Iterator[str]:
-    """How a run ended, in words: the counts, the failures, the report."""
+def summary_lines(summary: RunSummary, report: str | None, *, pruned: int = 0) -> Iterator[str]:
+    """How a run ended, in words: the counts, the failures, what was forgotten, the report."""
     yield from _shortened([failure_line(failure) for failure in summary.failed], FAILURES_SHOWN)
     if not summary.committed and not summary.failed:
-        yield f"nothing to do: all {summary.rows} concepts are current ({summary.wall_seconds:.1f} s)"
+        what = "train or render" if pruned else "do"
+        yield f"nothing to {what}: all {summary.rows} concepts are current ({summary.wall_seconds:.1f} s)"
     else:
         yield (
             f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current "
             f"({duration(summary.wall_seconds)}, {summary.workers} worker{'' if summary.workers == 1 else 's'}"
             f"{_busy(summary.device_busy_share)})"
         )
+    if pruned:
+        yield f"{pruned} that the manifest no longer lists {'is' if pruned == 1 else 'are'} forgotten"
     if report:
         yield f"report: {report}"
 

@@ -4,6 +4,7 @@ dependencies."""
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import shutil
 import time
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..core.errors import InvalidInput, PersresError
+from ..pipeline.manifest_row import without_credentials
 
 if TYPE_CHECKING:  # either import takes a second or more
     from ray.job_submission import JobSubmissionClient
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # either import takes a second or more
 
 FLOORS = ("core", "pipeline", "jobs")
 POLL_S = 1.0
+_SECRET_NAMES = re.compile(r"(?i)(^|[&;_-])(sig|signature|token|secret|password|credential|key)=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class ClusterRun:
     catalog_uri: str
     workers: int | None = None
     device: str = "auto"
+    wait: bool = False
+    prune: bool = False
 
     def entrypoint(self) -> str:
         """The job's command: the same `submit`, told to use the cluster it finds itself in."""
@@ -39,6 +45,7 @@ class ClusterRun:
         command += ["--spec", "run.yaml", "--catalog", self.catalog_uri, "--address", "auto", "--device", self.device]
         if self.workers is not None:
             command += ["--workers", str(self.workers)]
+        command += [option for option, asked in (("--wait", self.wait), ("--prune", self.prune)) if asked]
         return shlex.join(command)
 
 
@@ -55,7 +62,8 @@ def submit_to_cluster(
         The exit code of `submit` on the cluster; 0 if the job is not followed.
 
     Raises:
-        InvalidInput: there is no Ray dashboard at the address, or a path is relative, which means nothing over there.
+        InvalidInput: there is no Ray dashboard at the address, a path is relative, which means nothing over there, or
+            a URI holds a password, which everybody who sees the dashboard could read.
         PersresError: the job ended without an exit code, for example because it was stopped.
     """
     for uri in (run.manifest_uri, run.catalog_uri):
@@ -63,6 +71,12 @@ def submit_to_cluster(
             raise InvalidInput(
                 f"{uri!r} is a relative path, which the cluster cannot find",
                 fix="give a URI such as s3://bucket/manifest.parquet, or an absolute path that every node has",
+            )
+        if holds_credentials(uri):
+            raise InvalidInput(
+                f"{without_credentials(uri)} was given with a password, key or signature inside: "
+                "the dashboard of the cluster would show it",
+                fix="give the URI alone; workers find credentials in their environment, a profile or the node's role",
             )
     client = _connect(address)
     with TemporaryDirectory() as folder:
@@ -83,6 +97,19 @@ def submit_to_cluster(
         show(f"stop it with: ray job stop {job_id} --address {address}")
         return 130
     return _exit_code(client, job_id)
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether a URI has a password, a key or a signature in it.
+
+    A name alone before the @ is none on stores that put a container's name there, such as abfs://container@account.
+    """
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # not a URI after all
+        return False
+    is_web = parts.scheme in ("http", "https", "ftp")
+    return bool(parts.password or (is_web and parts.username) or _SECRET_NAMES.search(parts.query))
 
 
 def copy_floors(folder: Path) -> Path:

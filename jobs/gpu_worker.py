@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -19,16 +19,15 @@ from ..pipeline.plan import Shard
 from ..pipeline.run_spec import RunSpec
 from ..pipeline.shard_stages import ShardStages
 from ..pipeline.shard_work import ShardProgress, ShardSummary
-from .run_shards import SHARDS_IN_HAND
+from .crew import SHARDS_IN_HAND
+from .where_to_run import Device
 
 if TYPE_CHECKING:
     from ..pipeline.personalizer import Personalizer
 
-Device = Literal["cpu", "cuda"]
-
 
 class GpuWorker:
-    """Holds a loaded personalizer for as long as it lives; replaced, never restarted, when it dies.
+    """Holds a loaded personalizer for as long as it lives; replaced, never restarted, when it dies or hangs.
 
     Args:
         catalog_uri: where shards are committed; a local path has to be absolute.
@@ -46,7 +45,7 @@ class GpuWorker:
         method_digest: str,
     ) -> None:
         self._spec, self._base, self._scorer, self._device = spec, base, scorer, device
-        self._store = CatalogStore(catalog_uri)
+        self._store = CatalogStore(catalog_uri, patience_s=spec.recovery.store_patience_seconds)
         self._run_id, self._method_digest = run_id, method_digest
         self._stages = ShardStages()
         self._personalizer: Personalizer | None = None

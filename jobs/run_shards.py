@@ -1,234 +1,288 @@
-"""The driver: a few shards in flight on every worker, and a new worker for every one that dies.
+"""The driver: a few shards in flight on every worker, and a new worker for every one that is lost.
 
 A worker has up to two shards that it loads or works on, so that its device need not wait for the next one, and one
 more that it is committing. A second shard is only given out while there is one left for every worker that has none.
 
-What is done about each event is `ShardQueue`'s business; here is only the waiting. Plain Ray actors rather than Ray
-Data, because a batch that kills its worker has to be taken over, split and in the end quarantined, and Ray Data either
-tries it for ever or ends the run.
-
-A worker is an actor handle with three methods: `ready()` returns when it has loaded its model,
-`personalize(shard, attempt)` returns a ShardSummary, and `progress()`, which may be called meanwhile, returns
-{(shard id, attempt): ShardProgress}.
+What becomes of a shard is `ShardQueue`'s business, who the workers are is `Crew`'s; here is what is done about each
+event. docs/resume-and-refresh.md has all of it in a table. Plain Ray actors rather than Ray Data, because a batch that
+kills its worker has to be taken over, split and in the end quarantined, and Ray Data either tries it for ever or ends
+the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from ..core.errors import ConceptError, ConceptFailure, PersresError, StoreError
+from ..core.errors import ConceptError, PersresError, StoreError, StoreUnavailable
+from ..pipeline.commit_record import ShardCommit
 from ..pipeline.plan import Shard
+from ..pipeline.recovery import RecoverySettings
 from ..pipeline.shard_stages import WorkerSpoilt
+from .cluster_nodes import draining_nodes
+from .crew import PATIENCE_FOR_A_MACHINE_S, SHARDS_IN_HAND, Crew, MakeWorker, Worker
+from .ray_errors import had_notice, loss_in_words, machine_is_to_blame, original_error
+from .run_outcome import RunOutcome, RunProgress
 from .shard_queue import ShardAttempt, ShardQueue
 
-SHARDS_AHEAD = 2  # on the device, and loaded or being loaded
-SHARDS_IN_HAND = SHARDS_AHEAD + 1  # and being committed
 WAIT_S = 0.5
-PROGRESS_INTERVAL_S = 1.0
 DISPLAY_INTERVAL_S = 0.2
+CLUSTER_INTERVAL_S = 3.0  # between two looks at which machines there are
+ASLEEP_S = 10.0  # a loop that took longer was not waiting but suspended
 STORE_PAUSE_S = 5.0  # before the next try after a store failed; doubled for every failure in a row
 LONGEST_STORE_PAUSE_S = 60.0
 MAX_FAILED_STARTS = 3
-
-MakeWorker = Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RunProgress:
-    """How far a run is, in concepts. `underway` is the part of those left that is already done, such as 2.5."""
-
-    committed: int
-    failed: int
-    left: int
-    underway: float
-    workers: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunOutcome:
-    """What became of every concept of the shards: it is in `committed` or in `failures`, once.
-
-    `seconds` adds up the workers' time by phase, and `ready_seconds` how long they were there, from the moment each had
-    loaded its model until it was dismissed. `incidents` tells in order what was retried, split or quarantined.
-    """
-
-    committed: tuple[str, ...]
-    failures: tuple[ConceptFailure, ...]
-    seconds: Mapping[str, float]
-    ready_seconds: float
-    incidents: tuple[str, ...]
+START_PAUSE_S = 60.0  # before the next start after so many in a row have failed while other workers work
 
 
 def run_shards(
     shards: Sequence[Shard],
     *,
     make_worker: MakeWorker,
-    workers: int,
-    max_losses: int = 3,
+    workers: int | Callable[[], int],
+    recovery: RecoverySettings | None = None,
     on_progress: Callable[[RunProgress], None] = lambda progress: None,
     on_incident: Callable[[str], None] = lambda text: None,
+    on_notice: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
+    may_start: Callable[[], bool] = lambda: True,
+    stop_asked: Callable[[], bool] = lambda: False,
+    capacity: Callable[[], str] = lambda: "",
+    find_commit: Callable[[ShardAttempt], ShardCommit | None] = lambda attempt: None,
 ) -> RunOutcome:
     """Carry out all shards on up to `workers` workers, whatever dies on the way.
 
     Args:
         make_worker: starts a worker; called again for every worker that is lost. One that has to wait for a machine
             is waited for, so `workers` may exceed what the cluster has now.
-        check: called between shards; whatever it raises ends the run.
+        workers: how many at once, or a function that is asked now and then, so that a run grows with its cluster.
+        recovery: what the run puts up with.
+        on_incident: told what happened to a worker or a shard; `outcome.incidents` keeps it.
+        on_notice: told what the run waits for.
+        check: called all the time; whatever it raises ends the run at once.
+        may_start: whether shards may be handed out now; no is for a while, and shards in flight go on.
+        stop_asked: once it is true, nothing is handed out any more, and shards in flight have
+            `recovery.grace_seconds` to be committed.
+        capacity: what a worker asks for and what the cluster has, in words, for workers that wait for a machine.
+        find_commit: the record of an attempt whose worker did not return, if the attempt had come so far. A StoreError
+            counts as not found: the shard is done again then, with the same results.
 
     Raises:
-        StoreError: the store failed the same shard `max_losses` times.
+        StoreError: the store refuses what is asked of it, or failed the same shard `recovery.max_losses` times, or has
+            not been heard of for `recovery.store_patience_seconds`.
         PersresError: workers die or fail while starting, so that no shard can be tried; or one says what is wrong with
             the run as a whole.
     """
-    driver = _Driver(ShardQueue(shards, max_losses=max_losses), make_worker, workers)
-    driver.on_progress, driver.on_incident, driver.check = on_progress, on_incident, check
+    recovery = recovery or RecoverySettings()
+    driver = _Driver(ShardQueue(shards, max_losses=recovery.max_losses), Crew(make_worker), recovery)
+    driver.how_many = workers if callable(workers) else lambda: workers
+    driver.on_progress, driver.on_incident, driver.on_notice = on_progress, on_incident, on_notice
+    driver.check, driver.may_start, driver.stop_asked = check, may_start, stop_asked
+    driver.capacity, driver.find_commit = capacity, find_commit
     return driver.run()
 
 
-@dataclass(eq=False, slots=True)
-class _InFlight:
-    """An attempt on a worker, and what the worker has said about it."""
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """The run ends before all is done: when at the latest, and with which error, if with one."""
 
-    attempt: ShardAttempt
-    fraction: float = 0.0
-    committing: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    """An actor, the call of its `ready()` until that has returned, and the calls of its `personalize()`."""
-
-    actor: Any
-    starting: Any
-    in_flight: dict[Any, _InFlight] = field(default_factory=dict)
-    ready_since: float | None = None
-    leaving: bool = False
-    progress_call: Any = None
-    progress_asked: float = 0.0
-    rests_until: float = 0.0
-
-    def takes(self, shards: int, now: float) -> bool:
-        """Whether it may be given a shard now, beside the `shards` that it has in hand."""
-        if self.ready_since is None or self.leaving or self.rests_until > now or len(self.in_flight) != shards:
-            return False
-        ahead = sum(not one.committing for one in self.in_flight.values())
-        return ahead < SHARDS_AHEAD and not any(one.attempt.alone for one in self.in_flight.values())
+    until: float
+    error: PersresError | None
 
 
 @dataclass(eq=False)
 class _Driver:
     queue: ShardQueue
-    make_worker: MakeWorker
-    workers: int
-    crew: list[_Worker] = field(default_factory=list)
+    crew: Crew
+    recovery: RecoverySettings
+    how_many: Callable[[], int] = lambda: 1
+    wanted: int = 1
+    ending: _Ending | None = None
     seconds: Counter[str] = field(default_factory=Counter)
-    ready_seconds: float = 0.0
     incidents: list[str] = field(default_factory=list)
     failed_starts: int = 0
     store_failures: int = 0
-    shown: float = 0.0
+    hires_from: float = 0.0
+    held_back_since: float | None = None
+    awake: float = field(default_factory=time.monotonic)
+    looked_at_cluster: float = float("-inf")
+    noticed_capacity: float = float("-inf")
+    shown: float = float("-inf")
     on_progress: Callable[[RunProgress], None] = lambda progress: None
     on_incident: Callable[[str], None] = lambda text: None
+    on_notice: Callable[[str], None] = lambda text: None
     check: Callable[[], None] = lambda: None
+    may_start: Callable[[], bool] = lambda: True
+    stop_asked: Callable[[], bool] = lambda: False
+    capacity: Callable[[], str] = lambda: ""
+    find_commit: Callable[[ShardAttempt], ShardCommit | None] = lambda attempt: None
 
     def run(self) -> RunOutcome:
         try:
-            while self.queue.open_shards:
+            while self.queue.open_shards and not self._is_over():
                 self.check()
-                self._hire()
-                self._assign()
-                self._settle(self._wait())
-                self._poll_progress()
+                self._look_at_cluster()
+                if self._may_hand_out():
+                    self._hire()
+                    self._assign()
+                self._settle(self.crew.ended_calls(WAIT_S))
+                self.crew.look_round()
+                self._take_from_stalled()
                 self._show()
+            self._tell_what_is_abandoned()
         finally:
-            for worker in list(self.crew):
-                self._dismiss(worker)
+            for worker in self.crew:
+                self.crew.dismiss(worker)
+            self._show(at_once=True)
+        if self.ending is not None and self.ending.error is not None:
+            raise self.ending.error
         return RunOutcome(
             tuple(self.queue.committed),
             tuple(self.queue.failures),
             dict(self.seconds),
-            self.ready_seconds,
+            self.crew.ready_seconds,
             tuple(self.incidents),
+            self.queue.left,
+            self.crew.most,
         )
 
+    # -- before shards are handed out ----------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        """Whether a run that ends early has nothing more to wait for."""
+        if self.ending is None and self.stop_asked():
+            self._end(None)
+        return self.ending is not None and (not self.crew.in_flight or time.monotonic() >= self.ending.until)
+
+    def _end(self, error: PersresError | None) -> None:
+        """Hand out nothing any more; what is in flight has a last chance to be committed."""
+        if self.ending is not None:
+            return
+        grace, count = self.recovery.grace_seconds, len(self.crew.in_flight)
+        self.ending = _Ending(time.monotonic() + grace, error)
+        if count:
+            why = f"the run ends ({error})" if error else "asked to stop"
+            self.on_notice(f"{why}: {_shards(count)} in flight may take up to {grace:.0f} s to be committed")
+
+    def _look_at_cluster(self) -> None:
+        """Now and then: which machines go, how many workers are wanted, and who has been waiting for a machine."""
+        now = time.monotonic()
+        if now - self.looked_at_cluster < CLUSTER_INTERVAL_S:
+            return
+        self.looked_at_cluster = now
+        going = draining_nodes()
+        for worker in self.crew:
+            if worker.node in going and not worker.leaving:
+                worker.leaving = "its machine has been given notice"
+                count = _shards(len(worker.in_flight))
+                self._tell(f"the machine of a worker with {count} in hand has been given notice: it gets no more")
+        self.wanted = self.how_many()
+        waiting = [worker for worker in self.crew.unplaced if now - worker.hired >= PATIENCE_FOR_A_MACHINE_S]
+        if waiting and now - self.noticed_capacity >= PATIENCE_FOR_A_MACHINE_S:
+            self.noticed_capacity = now
+            minutes = (now - min(worker.hired for worker in waiting)) / 60
+            many = "1 worker has" if len(waiting) == 1 else f"{len(waiting)} workers have"
+            text = f"{many} been waiting for a machine for {minutes:.0f} min, of {self.wanted} wanted"
+            self.on_notice("; ".join(filter(None, (text, self.capacity()))))
+
+    def _may_hand_out(self) -> bool:
+        """Not when the run ends, nor while it is not sure to hold its catalog: the store cannot be reached then.
+
+        Raises:
+            StoreUnavailable: that has lasted too long, and nothing is in flight.
+        """
+        if self.ending is not None:
+            return False
+        if self.may_start():
+            self.held_back_since = None
+            return True
+        now = time.monotonic()
+        if self.held_back_since is None:
+            self.held_back_since = now
+            self._tell("the lease on the catalog cannot be renewed: no shard is handed out until it can")
+        waited = now - self.held_back_since
+        if waited > self.recovery.store_patience_seconds and not self.crew.in_flight:
+            raise StoreUnavailable(
+                f"the catalog's store has not answered for {waited:.0f} s",
+                fix="submit again when it does: what was committed is kept",
+            )
+        return False
+
     def _hire(self) -> None:
-        while len(self.crew) < min(self.workers, self.queue.open_shards):
-            actor = self.make_worker()
-            self.crew.append(_Worker(actor, actor.ready.remote()))
+        if time.monotonic() >= self.hires_from:
+            self.crew.hire_up_to(min(self.wanted, self.queue.open_shards))
 
     def _assign(self) -> None:
         """Give every worker its first shard before any gets its second, and keep one back for each that has none."""
         now = time.monotonic()
         for shards in range(SHARDS_IN_HAND):
-            kept_back = sum(not worker.in_flight for worker in self.crew) if shards else 0
+            kept_back = sum(worker.is_due_a_shard(now) for worker in self.crew) if shards else 0
             for worker in self.crew:
                 if self.queue.waiting <= kept_back:
                     return
                 if worker.takes(shards, now) and (attempt := self.queue.take(beside_others=shards > 0)):
-                    call = worker.actor.personalize.remote(attempt.shard, attempt.attempt)
-                    worker.in_flight[call] = _InFlight(attempt)
+                    worker.give(attempt)
 
-    def _wait(self) -> list[tuple[_Worker, Any]]:
-        """The calls that have ended and their workers, after at most `WAIT_S` seconds."""
-        calls = {call: worker for worker in self.crew for call in worker.in_flight}
-        calls |= {worker.starting: worker for worker in self.crew if worker.ready_since is None}
-        if not calls:
-            time.sleep(WAIT_S)
-            return []
-        ended, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_S)
-        if ended and len(calls) > 1:
-            ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        return [(calls[call], call) for call in ended]
+    # -- what happened -------------------------------------------------------------------------------------------------
 
-    def _settle(self, ended: Iterable[tuple[_Worker, Any]]) -> None:
-        lost: dict[_Worker, RayError] = {}
+    def _settle(self, ended: Iterable[tuple[Worker, Any]]) -> None:
+        lost: dict[Worker, RayError] = {}
         for worker, call in ended:
             try:
                 result = ray.get(call)
             except RayTaskError as error:
-                self._raised(worker, call, _original(error))
+                self._raised(worker, call, original_error(error))
             except RayError as error:
                 lost[worker] = error
             else:
                 self._succeeded(worker, call, result)
         for worker, error in lost.items():  # after all else is known, so that only what it had in hand is suspected
-            self._lost(worker, error)
-        for worker in [worker for worker in self.crew if worker.leaving and not worker.in_flight]:
-            self._dismiss(worker)
+            # "Unavailable" may mean that the worker is alive and still busy. It is killed: two must not do one shard,
+            # and should it have committed already, a second commit of the same results changes nothing.
+            if worker.ready_since is None:
+                self._failed_to_start(worker, loss_in_words(error), machine_is_gone=machine_is_to_blame(error))
+            else:
+                self._lost(worker, loss_in_words(error), given_notice=had_notice(error))
+        for worker in self.crew:
+            if worker.leaving and not worker.in_flight:
+                self.crew.dismiss(worker)
 
-    def _succeeded(self, worker: _Worker, call: Any, result: Any) -> None:
+    def _succeeded(self, worker: Worker, call: Any, result: Any) -> None:
         if call == worker.starting:
             worker.ready_since, self.failed_starts = time.monotonic(), 0
             return
-        attempt = worker.in_flight.pop(call).attempt
+        attempt = worker.done_with(call)
         self.queue.finished(attempt, result.committed, result.failures)
         self.seconds.update(result.seconds)
         self.store_failures = 0
         for note in result.notes:
             self._tell(f"shard {attempt.shard.shard_id}: {note}")
 
-    def _raised(self, worker: _Worker, call: Any, error: BaseException) -> None:
+    def _raised(self, worker: Worker, call: Any, error: BaseException) -> None:
         if call == worker.starting:
             if isinstance(error, PersresError) and not isinstance(error, StoreError):
                 raise error
             self._failed_to_start(worker, f"{type(error).__name__}: {error}")
             return
-        attempt = worker.in_flight.pop(call).attempt
+        attempt = worker.done_with(call)
         if isinstance(error, StoreError):
-            self._tell(self.queue.store_failed(attempt, error))
             pause = min(STORE_PAUSE_S * 2**self.store_failures, LONGEST_STORE_PAUSE_S)
             worker.rests_until = time.monotonic() + pause
             self.store_failures += 1
+            if self._had_committed(attempt):
+                return
+            try:
+                self._tell(self.queue.store_failed(attempt, error))
+            except StoreError:  # it would not fare better: but what other workers are about to commit may
+                self._end(error)
         elif isinstance(error, WorkerSpoilt):
-            worker.leaving = True
+            worker.leaving = worker.leaving or error.message
             self._tell(self.queue.returned(attempt, error.message))
         elif isinstance(error, PersresError) and not isinstance(error, ConceptError):
             raise error  # such as a device too small for the settings: no shard would fare better
@@ -236,97 +290,93 @@ class _Driver:
             # Whatever went wrong may have spoilt the process (a CUDA context does not survive an illegal access), and
             # a warm worker has to be as good as a fresh one: so it becomes a fresh one, once it has committed what is
             # past its device.
-            worker.leaving = True
+            worker.leaving = worker.leaving or "it raised an error"
             self._tell(self.queue.raised(attempt, error))
 
-    def _lost(self, worker: _Worker, error: RayError) -> None:
-        # "Unavailable" may mean that the worker is alive and still busy. It is killed: two must not do one shard, and
-        # should it have committed already, a second commit of the same results changes nothing.
-        reason = _brief(error)
-        if worker.ready_since is None:
-            self._failed_to_start(worker, reason)
-            return
-        self._dismiss(worker)
-        in_hand = [one.attempt for one in worker.in_flight.values()]
-        if worker.leaving:  # it was spoilt by a shard that has been dealt with
+    def _lost(self, worker: Worker, reason: str, *, given_notice: bool = False) -> None:
+        """A worker died, or nothing moves in it: whatever it is, it is dismissed."""
+        self.crew.dismiss(worker)
+        in_hand = [one.attempt for one in worker.in_flight.values() if not self._had_committed(one.attempt)]
+        if worker.leaving:  # for a reason that has been dealt with
             incidents = [self.queue.returned(attempt, reason) for attempt in in_hand]
         else:
-            preempted = isinstance(error, RayActorError) and error.preempted
-            incidents = self.queue.lost(in_hand, reason, preempted=preempted)
+            incidents = self.queue.lost(in_hand, reason, preempted=given_notice)
         for incident in incidents:
             self._tell(incident)
 
-    def _failed_to_start(self, worker: _Worker, reason: str) -> None:
-        self._dismiss(worker)
+    def _had_committed(self, attempt: ShardAttempt) -> bool:
+        """Whether an attempt that did not return had come to its end all the same; then nothing of it is done again."""
+        try:
+            record = self.find_commit(attempt)
+        except StoreError:
+            return False
+        if record is None:
+            return False
+        committed = [concept.concept_id for concept in record.concepts]
+        self.queue.finished(attempt, committed, record.failures)
+        self.seconds.update(record.seconds)
+        self._tell(f"shard {attempt.shard.shard_id} was committed before its worker could say so")
+        return True
+
+    def _failed_to_start(self, worker: Worker, reason: str, *, machine_is_gone: bool = False) -> None:
+        self.crew.dismiss(worker)
+        if machine_is_gone:
+            self._tell(f"a worker lost its machine while it was starting and is replaced ({reason})")
+            return
         self.failed_starts += 1
-        if self.failed_starts >= MAX_FAILED_STARTS:
+        if self.failed_starts < max(MAX_FAILED_STARTS, self.wanted):
+            self._tell(f"a worker failed while it was starting and is replaced ({reason})")
+        elif self.crew.ready:
+            self.hires_from = time.monotonic() + START_PAUSE_S
+            self._tell(f"{self.failed_starts} workers in a row failed while starting; the others go on ({reason})")
+        else:
             raise PersresError(
                 f"{self.failed_starts} workers in a row failed while they were starting, the last one with: {reason}",
                 fix="check that the base model fits the worker's memory and device, then submit again",
             )
-        self._tell(f"a worker failed while it was starting and is replaced ({reason})")
 
-    def _dismiss(self, worker: _Worker) -> None:
-        self.crew.remove(worker)
-        if worker.ready_since is not None:
-            self.ready_seconds += time.monotonic() - worker.ready_since
-        ray.kill(worker.actor)
+    def _take_from_stalled(self) -> None:
+        """Kill workers in which nothing has moved for too long. One that waits for the store has more time."""
+        now, slept = time.monotonic(), time.monotonic() - self.awake
+        self.awake = now
+        for worker in self.crew:
+            if slept > ASLEEP_S:
+                worker.moved += slept  # this process was suspended, so nobody could have told it anything
+            limit = self.recovery.stall_seconds
+            if not worker.on_device:
+                limit += self.recovery.store_patience_seconds
+            if worker.still_for(now) <= limit:
+                continue
+            if worker.ready_since is None:
+                self._failed_to_start(worker, f"it was not ready after {limit:.0f} s")
+            else:
+                self._lost(worker, f"nothing moved for {limit:.0f} s")
+
+    def _tell_what_is_abandoned(self) -> None:
+        if self.crew.in_flight:
+            count = len(self.crew.in_flight)
+            self._tell(f"{_shards(count)} in flight not committed within {self.recovery.grace_seconds:.0f} s")
 
     def _tell(self, incident: str) -> None:
         self.incidents.append(incident)
         self.on_incident(incident)
 
-    def _poll_progress(self) -> None:
-        """Ask busy workers how far they are, without ever waiting for an answer."""
-        now = time.monotonic()
-        for worker in self.crew:
-            if worker.progress_call is not None:
-                if ray.wait([worker.progress_call], timeout=0)[0]:
-                    _note_progress(worker)
-            elif worker.in_flight and now - worker.progress_asked >= PROGRESS_INTERVAL_S:
-                worker.progress_call, worker.progress_asked = worker.actor.progress.remote(), now
-
-    def _show(self) -> None:
+    def _show(self, *, at_once: bool = False) -> None:
         """Tell how far the run is: now and then, and at its end."""
         now = time.monotonic()
-        if now - self.shown < DISPLAY_INTERVAL_S and self.queue.open_shards:
+        if now - self.shown < DISPLAY_INTERVAL_S and not at_once:
             return
         self.shown = now
-        in_flight = [one for worker in self.crew for one in worker.in_flight.values()]
         self.on_progress(
             RunProgress(
                 committed=len(self.queue.committed),
                 failed=len(self.queue.failures),
                 left=self.queue.left,
-                underway=sum(one.fraction * len(one.attempt.shard.concepts) for one in in_flight),
-                workers=sum(worker.ready_since is not None for worker in self.crew),
+                underway=sum(one.fraction * len(one.attempt.shard.concepts) for one in self.crew.in_flight),
+                workers=self.crew.ready,
             )
         )
 
 
-def _note_progress(worker: _Worker) -> None:
-    """Take down what a worker answered about the shards in its hands."""
-    call, worker.progress_call = worker.progress_call, None
-    try:
-        answer: Any = ray.get(call)
-    except RayError:
-        return  # the worker is in trouble, which its other calls are about to tell
-    for one in worker.in_flight.values():
-        said = (answer or {}).get((one.attempt.shard.shard_id, one.attempt.attempt))
-        if said is not None:
-            one.fraction = max(one.fraction, min(1.0, said.fraction))
-            one.committing = said.phase == "commit"
-
-
-def _original(error: RayTaskError) -> BaseException:
-    """The exception as the worker raised it, without Ray's wrapping, where it could travel."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
-
-
-def _brief(error: RayError) -> str:
-    """The one line of Ray's message that tells why; the first line never does."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if "exit detail" in line or "exit type" in line), None)
-    text = telling.split("exit detail:")[-1].strip() if telling else " ".join(lines)
-    return f"{type(error).__name__}: {text[:200]}"
+def _shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"

@@ -6,7 +6,8 @@
                          shard that was alone has lost a worker: after `max_losses` it is halved, and a half is halved
                          again at its next loss; a concept that has lost `max_losses` workers by itself is quarantined
     returned             the worker did not try it, for a reason that is not the shard's: tried again
-    store failed         infrastructure no concept is to blame for: tried again, and after `max_losses` the run stops
+    store failed         infrastructure no concept is to blame for: tried again, and after `max_losses` the run ends;
+                         what the store refuses for good, such as a full disk, ends the run at once
     raised               an application error that escaped the worker: it would end the same way, so the shard is
                          halved at once, down to the one concept that fails with the error's text
 
@@ -19,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..core.errors import ConceptError, ConceptFailure, StoreError
+from ..core.errors import ConceptError, ConceptFailure, StoreError, StoreRefused
 from ..pipeline.plan import Shard, split_shard
 
 
@@ -160,12 +161,12 @@ class ShardQueue:
         """The worker is well, but the store did not do what was asked. Returns what is done about it, for the log.
 
         Raises:
-            StoreError: `error`, when it has happened to this shard `max_losses` times: the store is down.
+            StoreError: `error`, when it will not pass: the store refuses, or has failed this shard `max_losses` times.
         """
         entry = self._in_flight.pop(attempt)
         entry = replace(entry, store_failures=entry.store_failures + 1)
         self._wait(entry)
-        if entry.store_failures >= self._max_losses:
+        if isinstance(error, StoreRefused) or entry.store_failures >= self._max_losses:
             raise error
         return f"{_named(entry.shard)} could not use the store and is tried again ({error})"
 

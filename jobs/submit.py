@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import os
 import platform
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
 from ..core.errors import PersresError, StoreError
-from ..pipeline.catalog_lease import Lease, hold_lease
+from ..pipeline.catalog_lease import Lease, LeaseState, hold_lease, owner_here
 from ..pipeline.catalog_store import CatalogStore
 from ..pipeline.commit_index import COMPACT_AFTER, compact
+from ..pipeline.commit_record import ShardCommit
+from ..pipeline.forgetting import forget
 from ..pipeline.manifest_row import without_credentials
 from ..pipeline.plan import RunPlan, Shard, make_shards
 from ..pipeline.reference_images import load_references
-from ..pipeline.report import build_report
 from ..pipeline.run_accounting import RunSummary, account_for
 from ..pipeline.run_id import new_run_id
 from ..pipeline.run_spec import RunSpec
 from ..pipeline.shard_commit import read_committed
-from .local_ray import embedded_ray, joined_ray
 from .prepare_run import PreparedRun, prepare_run
 from .run_display import RunDisplay, counting
+from .run_folder import RunFolder
+from .run_outcome import RunOutcome, RunProgress
+from .stop_request import StopRequest, heeding_signals
+from .where_to_run import WhereToRun, workplace
 
 if TYPE_CHECKING:
-    from .run_shards import RunOutcome
+    from .shard_queue import ShardAttempt
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
-WORKERS_ON_CPU = 2
 PACK_BEFORE_MEASURING = 8
 """Shards are cut to whole packs of this size where the workers have yet to measure how large theirs are."""
+
+WAIT_NOTICE_S = 60.0
+BRIEF_PATIENCE_S = 5.0
 
 
 class RunStopped(PersresError):
@@ -49,30 +50,21 @@ class RunStopped(PersresError):
 
     exit_code = 130
 
+    def __init__(self, message: str, *, request: StopRequest) -> None:
+        super().__init__(message, fix="submit again, which does only what is missing")
+        self.exit_code = request.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """How a run ended. `report` is where its page lies; None when there was nothing to do and nothing was written."""
+    """How a run ended. `report` is where its page lies; None when there was nothing to do and nothing was written.
+
+    `pruned` counts the concepts that were forgotten because the manifest no longer lists them.
+    """
 
     summary: RunSummary
     report: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class WhereToRun:
-    """On what the workers run.
-
-    Attributes:
-        workers: how many at once; None: the spec's number, or one for every GPU, or up to two on CPU cores.
-        device: "auto" takes GPUs where there are any now.
-        join_cluster: use the Ray cluster this process runs in, rather than an embedded one.
-        dashboard: serve the embedded Ray's dashboard.
-    """
-
-    workers: int | None = None
-    device: DeviceChoice = "auto"
-    join_cluster: bool = False
-    dashboard: bool = False
+    pruned: int = 0
 
 
 def submit_local(
@@ -81,6 +73,8 @@ def submit_local(
     catalog_uri: str,
     *,
     where: WhereToRun | None = None,
+    wait: bool = False,
+    prune: bool = False,
     console: Console | None = None,
 ) -> FinishedRun:
     """Bring a catalog up to date with a manifest, and wait until that is done.
@@ -88,6 +82,8 @@ def submit_local(
     A run that has nothing to do starts no Ray and writes nothing.
 
     Args:
+        wait: while another run holds the catalog, wait for it to end.
+        prune: at the end, forget the concepts that the manifest no longer lists.
         console: where progress is shown; standard error by default.
 
     Raises:
@@ -96,136 +92,198 @@ def submit_local(
         RunStopped: interrupted, by Ctrl-C or a termination signal.
         PersresError: the run cannot go on, because the store or every worker fails.
     """
-    try:
-        return _submit(manifest_uri, spec, catalog_uri, where or WhereToRun(), console or Console(stderr=True))
-    except KeyboardInterrupt:
-        raise RunStopped("stopped before any work was started", fix="submit again") from None
-
-
-def _submit(manifest_uri: str, spec: RunSpec, catalog_uri: str, where: WhereToRun, console: Console) -> FinishedRun:
-    started = time.monotonic()
-    catalog_uri = absolute_uri(catalog_uri)
-    store = CatalogStore(catalog_uri)
-    committed = read_committed(store)
-    with counting(console, "reading references") as on_digest:
-        prepared = prepare_run(manifest_uri, spec, committed, on_digest=on_digest)
-    for warning in prepared.warnings:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
-    run_id = new_run_id(store)
-    plan = prepared.plan(committed)
-    if not plan.has_work and not plan.failures:
-        return FinishedRun(_nothing_done(plan, run_id, time.monotonic() - started), None)
-    with hold_lease(store, run_id, _owner()) as lease:
-        # Planned again, since the run that held the catalog until now may have done some of it.
-        run = _Run(run_id, manifest_uri, spec, store, catalog_uri, prepared, prepared.plan(read_committed(store)))
+    submission = _Submission(
+        manifest_uri, spec, absolute_uri(catalog_uri), where or WhereToRun(), prune, console or Console(stderr=True)
+    )
+    with heeding_signals() as stop:
         try:
-            run.record_plan()
-            return run.carry_out(where, lease, console, started)
+            return submission.carry_out(stop, wait=wait)
         except KeyboardInterrupt:
-            raise run.stopped() from None
+            raise RunStopped("stopped before any work was started", request=stop) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """What somebody asked for, and how to tell them what is going on."""
+
+    manifest_uri: str
+    spec: RunSpec
+    catalog_uri: str
+    where: WhereToRun
+    prune: bool
+    console: Console
+
+    def carry_out(self, stop: StopRequest, *, wait: bool) -> FinishedRun:
+        started = time.monotonic()
+        store = CatalogStore(self.catalog_uri)
+        committed = read_committed(store)
+        with counting(self.console, "reading references") as on_digest:
+            prepared = prepare_run(self.manifest_uri, self.spec, committed, on_digest=on_digest)
+        for warning in prepared.warnings:
+            self.say(f"warning: {warning}")
+        plan, ttl_s = prepared.plan(committed), self.spec.recovery.lease_seconds
+        while self._has_anything_to_do(plan):
+            run_id = new_run_id(store)
+            on_held = _WaitNotice(self.say) if wait else None
+            with hold_lease(store, run_id, owner_here(), ttl_s, wait=on_held) as lease:
+                if store.run_ids()[-1:] > [run_id]:
+                    continue  # a run that began while this one waited: readers would believe its results, not ours
+                if lease.warning:
+                    self.say(f"warning: {lease.warning}")
+                # Planned again, since the run that held the catalog until now may have done some of it.
+                plan = prepared.plan(read_committed(store))
+                if self._has_anything_to_do(plan):
+                    return _Run(self, run_id, prepared, plan, lease, stop).carry_out(started)
+        return FinishedRun(_nothing_done(plan, new_run_id(store), time.monotonic() - started), None)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _has_anything_to_do(self, plan: RunPlan) -> bool:
+        return bool(plan.has_work or plan.failures or (self.prune and plan.removed))
+
+
+class _WaitNotice:
+    """Says who holds the catalog that a run waits for: at once, when that changes, and now and then."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._token = ""
+        self._said = float("-inf")
+
+    def __call__(self, holder: LeaseState) -> None:
+        if holder.token == self._token and time.monotonic() - self._said < WAIT_NOTICE_S:
+            return
+        self._token, self._said = holder.token, time.monotonic()
+        since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        self._say(f"waiting for run {holder.run_id} of {holder.owner}, which holds the catalog since {since}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
+    """A run that holds its catalog."""
+
+    asked: _Submission
     run_id: str
-    manifest_uri: str
-    spec: RunSpec
-    store: CatalogStore
-    catalog_uri: str
     prepared: PreparedRun
     plan: RunPlan
+    lease: Lease
+    stop: StopRequest
+    incidents: list[str] = field(default_factory=list)
+    latest: list[RunProgress] = field(default_factory=list)
 
-    def carry_out(self, where: WhereToRun, lease: Lease, console: Console, started: float) -> FinishedRun:
-        failures, incidents, seconds, ready_seconds, workers = (), (), {}, 0.0, 0
-        if self.plan.has_work:
-            outcome, workers = self._work(where, lease, console)
-            failures, incidents = outcome.failures, outcome.incidents
-            seconds, ready_seconds = outcome.seconds, outcome.ready_seconds
+    def carry_out(self, started: float) -> FinishedRun:
+        store = CatalogStore(self.asked.catalog_uri, patience_s=self.asked.spec.recovery.store_patience_seconds)
+        try:
+            return self._carry_out(store, started)
+        except KeyboardInterrupt:
+            error = self._stopped()
+            self._leave_word(error)
+            raise error from None
+        except Exception as error:
+            self._leave_word(error)
+            raise
+
+    def _carry_out(self, store: CatalogStore, started: float) -> FinishedRun:
+        asked, folder = self.asked, RunFolder(store, self.run_id)
+        folder.write_plan(without_credentials(asked.manifest_uri), asked.spec, self.plan, prune=asked.prune)
+        outcome = self._work() if self.plan.has_work else None
+        if outcome is not None and outcome.left:
+            raise self._stopped()
         summary = account_for(
             self.plan,
-            read_committed(self.store),
-            failures,
+            read_committed(store),
+            outcome.failures if outcome else (),
             run_id=self.run_id,
-            seconds=seconds,
-            ready_seconds=ready_seconds,
+            seconds=outcome.seconds if outcome else {},
+            ready_seconds=outcome.ready_seconds if outcome else 0.0,
             wall_seconds=round(time.monotonic() - started, 3),
-            workers=workers,
+            workers=outcome.workers if outcome else 0,
             versions=_versions(),
         )
-        report = self._record_end(summary, incidents)
+        pruned = self._prune(store)
+        report = folder.write_end(summary, self.incidents, self._references())
         try:
-            compact(self.store, after=COMPACT_AFTER)
+            compact(store, after=COMPACT_AFTER)
         except StoreError as error:  # the results are committed, and the next run folds their records
-            console.print(f"warning: {error}", highlight=False, markup=False, soft_wrap=True)
-        return FinishedRun(summary, report)
+            asked.say(f"warning: {error}")
+        return FinishedRun(summary, report, pruned)
 
-    def _work(self, where: WhereToRun, lease: Lease, console: Console) -> tuple[RunOutcome, int]:
-        with _ray(where, self.spec) as (workers, device), _interruptible():
-            from .gpu_worker import worker_maker  # Ray reads its environment when it is imported
+    def _work(self) -> RunOutcome:
+        asked, spec = self.asked, self.asked.spec
+        with workplace(asked.where, spec) as place, self.stop.orderly():
+            from .cluster_nodes import resources_in_words  # Ray reads its environment when it is imported
+            from .gpu_worker import worker_maker
             from .run_shards import run_shards
 
             make_worker = worker_maker(
-                self.spec,
+                spec,
                 self.prepared.base,
                 self.prepared.scorer,
-                catalog_uri=self.catalog_uri,
+                catalog_uri=asked.catalog_uri,
                 run_id=self.run_id,
-                device=device,
+                device=place.device,
             )
-            with RunDisplay(console, len(self.plan.train) + len(self.plan.render_only)) as display:
-                outcome = run_shards(
-                    shards_of(self.plan, self.spec, workers),
+            with RunDisplay(asked.console, len(self.plan.train) + len(self.plan.render_only)) as display:
+
+                def show(progress: RunProgress) -> None:
+                    self.latest[:] = [progress]
+                    display.show(progress)
+
+                def incident(text: str) -> None:
+                    self.incidents.append(text)
+                    display.print(text)
+
+                return run_shards(
+                    shards_of(self.plan, spec, place.workers()),
                     make_worker=make_worker,
-                    workers=workers,
-                    on_progress=display.show,
-                    on_incident=display.print,
-                    check=lease.check,
+                    workers=place.workers,
+                    recovery=spec.recovery,
+                    on_progress=show,
+                    on_incident=incident,
+                    on_notice=display.print,
+                    check=self.lease.check,
+                    may_start=self.lease.is_certain,
+                    stop_asked=lambda: bool(self.stop),
+                    capacity=lambda: resources_in_words(place.device),
+                    find_commit=self._commit_of,
                 )
-        return outcome, workers
 
-    def record_plan(self) -> None:
-        """Leave what is about to be done in the run's folder, where `status` finds it."""
-        plan = {
-            "run_id": self.run_id,
-            "manifest": without_credentials(self.manifest_uri),
-            "train": [concept.concept_id for concept in self.plan.train],
-            "render_only": [concept.concept_id for concept in self.plan.render_only],
-            "current": len(self.plan.current),
-            "removed": list(self.plan.removed),
-            "failed": [failure.concept_id for failure in self.plan.failures],
-        }
-        self._write("spec.yaml", self.spec.to_yaml().encode())
-        self._write("plan.json", _json(plan))
+    def _commit_of(self, attempt: ShardAttempt) -> ShardCommit | None:
+        store = CatalogStore(self.asked.catalog_uri, patience_s=BRIEF_PATIENCE_S)  # the driver must not stand still
+        path = store.commit_record(self.run_id, attempt.shard.shard_id, attempt.attempt)
+        return ShardCommit.from_json(store.read(path), path=path) if store.exists(path) else None
 
-    def _record_end(self, summary: RunSummary, incidents: Sequence[str]) -> str:
-        failures = {"failures": [asdict(failure) for failure in summary.failed], "incidents": list(incidents)}
-        self._write("failures.json", _json(failures))
-        page = build_report(self.store, summary=summary, failures=summary.failed, references=self._references())
-        self._write("report.html", page.encode())
-        self._write("summary.json", summary.to_json())
-        return self.store.url(self.store.run_file(self.run_id, "report.html"))
+    def _prune(self, store: CatalogStore) -> int:
+        """Forget what the manifest no longer lists, if asked to: before the report is made, which would show it."""
+        if not (self.asked.prune and self.plan.removed):
+            return 0
+        with counting(self.asked.console, "forgetting") as on_progress:
+            forget(store, self.plan.removed, on_progress=on_progress, check=self.lease.check)
+        return len(self.plan.removed)
 
     def _references(self) -> Callable[[str], Sequence[np.ndarray]]:
         rows = {concept.concept_id: concept.row for concept in self.prepared.planned}
 
         def references(concept_id: str) -> Sequence[np.ndarray]:
             row = rows.get(concept_id)
-            return load_references(row, self.spec.references) if row else ()
+            return load_references(row, self.asked.spec.references) if row else ()
 
         return references
 
-    def _write(self, name: str, data: bytes) -> None:
-        self.store.write(self.store.run_file(self.run_id, name), data)
-
-    def stopped(self) -> RunStopped:
+    def _stopped(self) -> RunStopped:
         """What to tell somebody who has stopped this run."""
+        done = self.latest[-1].committed if self.latest else 0
         work = len(self.plan.train) + len(self.plan.render_only)
-        missing = self.prepared.plan(read_committed(self.store))
-        done = work - len(missing.train) - len(missing.render_only)
         return RunStopped(
-            f"stopped run {self.run_id} with {done} of {work} concepts done and committed",
-            fix="submit again, which does only what is missing",
+            f"stopped run {self.run_id} with {done} of {work} concepts done and committed", request=self.stop
         )
+
+    def _leave_word(self, error: BaseException) -> None:
+        """What happened is in the run's folder also where the run did not come to its end, if the store takes it."""
+        store = CatalogStore(self.asked.catalog_uri, patience_s=BRIEF_PATIENCE_S)
+        with suppress(StoreError):
+            RunFolder(store, self.run_id).write_abort(self.plan.failures, self.incidents, str(error))
 
 
 def absolute_uri(uri: str) -> str:
@@ -239,12 +297,6 @@ def shards_of(plan: RunPlan, spec: RunSpec, workers: int) -> list[Shard]:
     return make_shards(
         plan, spec.shard_size, workers=workers, pack_size=PACK_BEFORE_MEASURING if asked == "auto" else asked
     )
-
-
-def workers_here(where: WhereToRun, spec: RunSpec) -> int:
-    """How many workers a run on an embedded Ray has on this machine."""
-    gpus, cpus = _devices_here()
-    return where.workers or spec.workers or _default_workers(_device(where.device, gpus), gpus, cpus)
 
 
 def _nothing_done(plan: RunPlan, run_id: str, wall_seconds: float) -> RunSummary:
@@ -261,69 +313,6 @@ def _nothing_done(plan: RunPlan, run_id: str, wall_seconds: float) -> RunSummary
     )
 
 
-@contextmanager
-def _ray(where: WhereToRun, spec: RunSpec) -> Iterator[tuple[int, Literal["cpu", "cuda"]]]:
-    """Ray for the length of a run; yields how many workers to use, and on what."""
-    if where.join_cluster:
-        with joined_ray():
-            import ray
-
-            gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-            device = _device(where.device, gpus)
-            yield where.workers or spec.workers or _default_workers(device, gpus, cpus), device
-        return
-    gpus, _ = _devices_here()
-    device, workers = _device(where.device, gpus), workers_here(where, spec)
-    ray_here: AbstractContextManager[None] = embedded_ray(
-        workers, gpus=min(gpus, workers) if device == "cuda" else 0, dashboard=where.dashboard
-    )
-    with ray_here:
-        yield workers, device
-
-
-def _devices_here() -> tuple[int, int]:
-    """GPUs, and CPU cores that this process may use."""
-    import torch
-
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return torch.cuda.device_count(), cpus
-
-
-def _device(choice: DeviceChoice, gpus: int) -> Literal["cpu", "cuda"]:
-    if choice == "auto":
-        return "cuda" if gpus else "cpu"
-    return choice
-
-
-def _default_workers(device: Literal["cpu", "cuda"], gpus: int, cpus: int) -> int:
-    return max(1, gpus if device == "cuda" else min(cpus, WORKERS_ON_CPU))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a termination signal, such as `ray job stop` sends, end the run as Ctrl-C does: orderly, lease released."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _owner() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
 def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in ("persres-batch", "torch", "diffusers", "transformers", "ray"):
@@ -332,7 +321,3 @@ def _versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue  # on a cluster our own code travels with the job and is not installed
     return found
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -22,7 +22,8 @@ from ..core.tiny_models import write_tiny_pipeline
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Run a command line; returns (exit code, standard output, standard error)."""
-    monkeypatch.delenv("PERSRES_DEBUG", raising=False)
+    monkeypatch.setenv("PERSRES_DEBUG", "")  # so that what `--debug` sets is taken back after the test
+    monkeypatch.delenv("PERSRES_DEBUG")
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
@@ -150,7 +151,7 @@ def test_an_unknown_option_is_invalid_input(command):
 
 
 def test_the_store_of_a_catalog_is_what_status_reads(command, tmp_path):
-    CatalogStore(str(tmp_path)).write("commits/20261122T190501Z-3fa9c1_train-1_001.json", b"{damaged")
+    CatalogStore(str(tmp_path)).write("commits/20261122T190501Z-3fa9c1_train-1_001.json", b"{}")
     code, _, err = command("status", tmp_path)
     assert code == 1 and "damaged" in err and "Fix:" in err
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from persres.jobs.run_display import LINE_INTERVAL_S, RunDisplay, counting, time_to_go
-from persres.jobs.run_shards import RunProgress
+from persres.jobs.run_outcome import RunProgress
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persres.core.errors import ConceptError, ConceptFailure, StoreError
+from persres.core.errors import ConceptError, ConceptFailure, StoreError, StoreRefused
 from persres.jobs.shard_queue import ShardAttempt, ShardQueue
 from persres.pipeline.fingerprint import Fingerprints
 from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
@@ -253,6 +253,15 @@ def test_a_store_that_stays_down_ends_the_run_and_blames_no_concept():
     assert attempt is not None
     with pytest.raises(StoreError, match="no space"):
         queue.store_failed(attempt, StoreError("no space"))
+    assert not queue.failures and queue.left == 2
+
+
+def test_a_store_that_refuses_is_not_asked_again():
+    queue = ShardQueue([shard("a", "b")], max_losses=3)
+    attempt = queue.take()
+    assert attempt is not None
+    with pytest.raises(StoreRefused, match="no space"):
+        queue.store_failed(attempt, StoreRefused("no space"))
     assert not queue.failures and queue.left == 2
 
 

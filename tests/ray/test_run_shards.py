@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -11,11 +12,24 @@ from pathlib import Path
 import pytest
 import ray
 
-from persres.core.errors import CatalogHeld, ConceptFailure, InvalidInput, PersresError, StoreError
+from persres.core.errors import (
+    CatalogHeld,
+    ConceptFailure,
+    InvalidInput,
+    PersresError,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
+from persres.jobs import crew
 from persres.jobs import run_shards as driver
+from persres.jobs.run_outcome import RunOutcome, RunProgress
+from persres.jobs.shard_queue import ShardAttempt
+from persres.pipeline.commit_record import CommittedConcept, ShardCommit
 from persres.pipeline.fingerprint import Fingerprints
 from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
 from persres.pipeline.plan import PlannedConcept, Shard
+from persres.pipeline.recovery import RecoverySettings
 from persres.pipeline.shard_stages import WorkerSpoilt
 from persres.pipeline.shard_work import ShardProgress
 
@@ -76,6 +90,15 @@ class ScriptedWorker:
                 os._exit(1)
             if concept_id.startswith("raise"):
                 raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+            if concept_id.startswith("hang") and self._first_time(concept_id):
+                time.sleep(600)
+            if concept_id.startswith("freeze") and self._first_time(concept_id):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if concept_id.startswith("refused"):
+                raise StoreRefused("no space left on device")
+            if concept_id.startswith("committed"):
+                (self._folder / f"{key[0]}_{key[1]}").touch()
+                os._exit(1)
             if concept_id.startswith("store") and self._first_time(concept_id):
                 raise StoreError("SlowDown")
             if concept_id.startswith("tiny-device"):
@@ -114,15 +137,22 @@ def shard(*names: str) -> Shard:
 
 @pytest.fixture
 def run(tmp_path):
-    def start(*shards: Shard, workers: int = 2, **options) -> driver.RunOutcome:
-        groups = {"shards": driver.SHARDS_IN_HAND, "progress": 1}
+    def start(*shards: Shard, workers: int = 2, **options) -> RunOutcome:
+        groups = {"shards": crew.SHARDS_IN_HAND, "progress": 1}
         actor = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups=groups)(ScriptedWorker)
         return driver.run_shards(shards, make_worker=lambda: actor.remote(str(tmp_path)), workers=workers, **options)
 
     return start
 
 
-def failed(outcome: driver.RunOutcome) -> dict[str, str]:
+def hurry(monkeypatch, seconds: float) -> None:
+    """Let the driver look about often."""
+    for module, names in ((driver, ("WAIT_S", "DISPLAY_INTERVAL_S")), (crew, ("PROGRESS_INTERVAL_S",))):
+        for name in names:
+            monkeypatch.setattr(module, name, seconds)
+
+
+def failed(outcome: RunOutcome) -> dict[str, str]:
     return {failure.concept_id: failure.reason for failure in outcome.failures}
 
 
@@ -153,14 +183,16 @@ def test_a_killed_worker_is_replaced_and_its_shard_finished(run):
 
 
 def test_a_concept_that_keeps_killing_is_quarantined_and_its_shard_mates_finish(run):
-    outcome = run(shard("a", "kill1", "b"), shard("c", "d"), max_losses=2)
+    outcome = run(shard("a", "kill1", "b"), shard("c", "d"), recovery=RecoverySettings(max_losses=2))
     assert sorted(outcome.committed) == ["a", "b", "c", "d"]
     assert "killed 2 workers" in failed(outcome)["kill1"]
 
 
 def test_shards_that_were_in_the_same_hands_as_a_killer_are_not_blamed(run, tmp_path):
     """With a single allowed loss: a shard that was suspected wrongly would be split or quarantined at once."""
-    outcome = run(*(shard(name) for name in ("a", "kill1", "b", "kill2", "c")), workers=1, max_losses=1)
+    outcome = run(
+        *(shard(name) for name in ("a", "kill1", "b", "kill2", "c")), workers=1, recovery=RecoverySettings(max_losses=1)
+    )
     assert sorted(outcome.committed) == ["a", "b", "c"] and failed(outcome).keys() == {"kill1", "kill2"}
     assert all("killed 1 worker " in reason for reason in failed(outcome).values())
     assert any("was one of 2 that a worker died with" in incident for incident in outcome.incidents)
@@ -208,9 +240,8 @@ def test_what_is_wrong_with_the_run_as_a_whole_ends_it(run):
 
 
 def test_progress_counts_concepts_and_those_underway(run, monkeypatch):
-    for name in ("WAIT_S", "PROGRESS_INTERVAL_S", "DISPLAY_INTERVAL_S"):
-        monkeypatch.setattr(driver, name, 0.1)
-    seen: list[driver.RunProgress] = []
+    hurry(monkeypatch, 0.1)
+    seen: list[RunProgress] = []
     run(shard("slow1", "slow2"), shard("bad1"), workers=2, on_progress=seen.append)
     assert (seen[-1].committed, seen[-1].failed, seen[-1].left) == (2, 1, 0)
     assert any(progress.underway == 1.0 for progress in seen), "half of a shard of two is one concept"
@@ -224,8 +255,7 @@ def test_every_worker_gets_a_shard_before_any_gets_a_second(run, tmp_path):
 
 def test_a_shard_that_is_being_committed_makes_room_for_another(run, tmp_path, monkeypatch):
     """Three are in hand then, and never more than two that are not past the device."""
-    for name in ("WAIT_S", "PROGRESS_INTERVAL_S"):
-        monkeypatch.setattr(driver, name, 0.05)
+    hurry(monkeypatch, 0.05)
     outcome = run(*(shard(name) for name in ("linger1", "slow1", "slow2", "slow3")), workers=1)
     assert len(outcome.committed) == 4
     begun = [line.split()[-1] for line in (tmp_path / "log").read_text().splitlines()]
@@ -246,3 +276,153 @@ def test_a_lost_lease_ends_the_run_and_its_workers(run, tmp_path):
     while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 4, "no worker is left behind"
+
+
+QUICK = RecoverySettings(stall_seconds=1, store_patience_seconds=1, max_losses=2)
+
+
+@pytest.mark.parametrize("name", ["hang1", "freeze1"])
+def test_a_worker_in_which_nothing_moves_is_killed_and_its_shard_done_by_another(run, tmp_path, monkeypatch, name):
+    """Whether its work never ends, or the whole process stands still."""
+    hurry(monkeypatch, 0.1)
+    outcome = run(shard(name, "a"), workers=1, recovery=QUICK)
+    assert sorted(outcome.committed) == sorted(["a", name]) and not outcome.failures
+    assert "nothing moved for 2 s" in outcome.incidents[0] and "tried again" in outcome.incidents[0]
+    processes = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(set(processes)) == 2
+
+
+def test_a_worker_that_waits_for_its_store_has_more_time_than_one_that_computes(run, monkeypatch):
+    """Committing may take longer than a shard on the device may stand still."""
+    hurry(monkeypatch, 0.1)
+    patient = RecoverySettings(stall_seconds=1, store_patience_seconds=30)
+    outcome = run(shard("linger1"), shard("linger2"), workers=1, recovery=patient)
+    assert len(outcome.committed) == 2 and not outcome.incidents
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_asleep_kills_nobody_for_it(run, monkeypatch):
+    hurry(monkeypatch, 0.1)
+    monkeypatch.setattr(driver, "ASLEEP_S", 1.0)
+    naps = iter([True])
+
+    def doze(progress: RunProgress) -> None:
+        if progress.underway and next(naps, False):
+            time.sleep(4)
+
+    outcome = run(shard("slow1", "slow2", "slow3"), workers=1, recovery=QUICK, on_progress=doze)
+    assert len(outcome.committed) == 3 and not outcome.incidents
+
+
+def test_asked_to_stop_it_finishes_what_is_in_flight_and_hands_out_nothing_more(run, tmp_path, monkeypatch):
+    hurry(monkeypatch, 0.1)
+    underway: list[RunProgress] = []
+    said: list[str] = []
+    outcome = run(
+        *(shard(f"slow{number}") for number in range(8)),
+        workers=1,
+        on_progress=lambda progress: underway.append(progress) if progress.underway else None,
+        stop_asked=lambda: bool(underway),
+        on_notice=said.append,
+    )
+    begun = [line.split()[-1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(outcome.committed) == sorted(begun) and outcome.left == 8 - len(begun) > 0
+    assert "asked to stop" in said[0] and "in flight" in said[0] and not outcome.incidents
+
+
+def test_a_stop_without_grace_abandons_what_is_in_flight(run, monkeypatch):
+    hurry(monkeypatch, 0.1)
+    underway: list[RunProgress] = []
+    outcome = run(
+        shard("hang1"),
+        shard("b"),
+        workers=1,
+        recovery=RecoverySettings(grace_seconds=0),
+        on_progress=lambda progress: underway.append(progress) if progress.workers else None,
+        stop_asked=lambda: len(underway) > 5,
+    )
+    assert outcome.left == 2 and "not committed within 0 s" in outcome.incidents[-1]
+
+
+def test_a_store_that_refuses_ends_the_run_once_others_had_their_chance(run, tmp_path, monkeypatch):
+    hurry(monkeypatch, 0.1)
+    seen: list[RunProgress] = []
+    with pytest.raises(StoreRefused, match="no space left"):
+        run(*(shard(name) for name in ("slow1", "refused1", "slow2", "slow3")), workers=2, on_progress=seen.append)
+    begun = {line.split()[-1] for line in (tmp_path / "log").read_text().splitlines()}
+    assert seen[-1].committed == len(begun - {"refused1"}) > 0, "what was in flight is not lost"
+
+
+def test_nothing_is_handed_out_while_the_lease_is_not_certain(run, tmp_path, monkeypatch):
+    """It is certain until a worker has been started, and then not before that one has been ready for a while."""
+    hurry(monkeypatch, 0.1)
+    ready: list[RunProgress] = []
+    begun_meanwhile: list[bool] = []
+    asked: list[bool] = []
+
+    def may_start() -> bool:
+        asked.append(len(asked) == 0 or len(ready) > 10)
+        if not asked[-1]:
+            begun_meanwhile.append((tmp_path / "log").exists())
+        return asked[-1]
+
+    def note(progress: RunProgress) -> None:
+        if progress.workers:
+            ready.append(progress)
+
+    outcome = run(shard("a"), shard("b"), workers=1, may_start=may_start, on_progress=note)
+    assert sorted(outcome.committed) == ["a", "b"] and not any(begun_meanwhile)
+    assert len(outcome.incidents) == 1 and "cannot be renewed" in outcome.incidents[0]
+
+
+def test_a_store_that_is_never_heard_of_again_ends_the_run(run):
+    with pytest.raises(StoreUnavailable, match="has not answered for"):
+        run(shard("a"), workers=1, recovery=QUICK, may_start=lambda: False)
+
+
+def test_what_was_committed_before_its_worker_died_is_not_done_again(run, tmp_path):
+    work = {one.shard_id: one for one in (shard("committed1", "b"), shard("c"))}
+
+    def find_commit(attempt: ShardAttempt) -> ShardCommit | None:
+        shard_id, number = attempt.shard.shard_id, attempt.attempt
+        if not (tmp_path / f"{shard_id}_{number}").exists():
+            raise StoreError("not there")
+        concepts = tuple(
+            CommittedConcept(name, "mug", "t" * 32, "r" * 32, "residuals/x.parquet", 0)
+            for name in attempt.shard.concept_ids
+        )
+        return ShardCommit("run", shard_id, number, "train", {}, concepts, (), {"train": 2.0})
+
+    outcome = run(*work.values(), workers=1, find_commit=find_commit)
+    assert sorted(outcome.committed) == ["b", "c", "committed1"] and outcome.seconds == {"train": 3.0}
+    assert any("was committed before its worker could say so" in incident for incident in outcome.incidents)
+    tries = [line for line in (tmp_path / "log").read_text().splitlines() if "committed1" in line]
+    assert len(tries) == 1
+
+
+def test_a_run_grows_with_its_cluster(run, monkeypatch):
+    hurry(monkeypatch, 0.1)
+    monkeypatch.setattr(driver, "CLUSTER_INTERVAL_S", 0.1)
+    seen: list[RunProgress] = []
+
+    def workers() -> int:
+        return 3 if seen and seen[-1].committed else 1
+
+    outcome = run(*(shard(f"slow{number}") for number in range(12)), workers=workers, on_progress=seen.append)
+    assert outcome.workers == 3 and max(progress.workers for progress in seen) == 3
+    assert all(progress.workers <= 1 for progress in seen if not progress.committed)
+
+
+@pytest.mark.slow
+def test_workers_without_a_machine_are_waited_for_and_spoken_of(run, monkeypatch):
+    """Six are wanted, and there is room for four."""
+    hurry(monkeypatch, 0.1)
+    monkeypatch.setattr(driver, "CLUSTER_INTERVAL_S", 0.1)
+    for module in (driver, crew):
+        monkeypatch.setattr(module, "PATIENCE_FOR_A_MACHINE_S", 1.0)
+    said: list[str] = []
+    capacity = "each asks for 1 CPU, the cluster has 4 CPU (0 free)"
+    shards = [shard(*(f"slow{number}-{part}" for part in range(4))) for number in range(10)]
+    outcome = run(*shards, workers=6, on_notice=said.append, capacity=lambda: capacity)
+    assert len(outcome.committed) == 40
+    assert any("waiting for a machine" in text and text.endswith(capacity) for text in said)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from persres.core.errors import CatalogHeld, ManifestInvalid
+from persres.core.errors import CatalogHeld, ManifestInvalid, StoreRefused
 from persres.core.lag_sampling import SamplingSettings
 from persres.core.residual_training import TrainingSettings
 from persres.jobs.status import catalog_status
@@ -64,9 +64,9 @@ def write_manifest(folder: Path, names: list[str], prompts: list[str] | None = N
 def submit(tmp_path, spec, local_ray):
     shown = io.StringIO()
 
-    def run(manifest: str, workers: int = 1) -> FinishedRun:
-        console = Console(file=shown, width=200)
-        return submit_local(manifest, spec, str(tmp_path / "catalog"), where=WhereToRun(workers), console=console)
+    def run(manifest: str, workers: int = 1, **options) -> FinishedRun:
+        console, where = Console(file=shown, width=200), WhereToRun(workers)
+        return submit_local(manifest, spec, str(tmp_path / "catalog"), where=where, console=console, **options)
 
     run.shown = shown  # type: ignore[attr-defined]
     run.store = CatalogStore(str(tmp_path / "catalog"))  # type: ignore[attr-defined]
@@ -127,6 +127,35 @@ def test_a_catalog_in_use_is_left_alone(submit, tmp_path):
         submit(manifest)
     assert "somebody@elsewhere" in str(held.value)
     assert read_committed(submit.store) == {}
+
+
+def test_prune_forgets_what_the_manifest_no_longer_lists(submit, tmp_path):
+    submit(write_manifest(tmp_path, ["a", "b", "c"]))
+    manifest = write_manifest(tmp_path, ["a"])
+    assert submit(manifest).report is None, "without being asked it does nothing"
+    finished = submit(manifest, prune=True)
+    assert (finished.pruned, finished.summary.current, finished.summary.removed) == (2, 1, 2)
+    assert sorted(read_committed(submit.store)) == ["a"] and finished.report
+    kept = [path for path in submit.store.list("") if path.endswith((".json", ".html"))]
+    assert not [path for path in kept if b'"b"' in submit.store.read(path)], "no document names it"
+    assert submit(manifest, prune=True).report is None, "there is nothing left to prune"
+
+
+def test_a_run_that_cannot_go_on_leaves_word_of_it(submit, tmp_path, monkeypatch):
+    from persres.jobs import run_shards as driver
+
+    def refuse(self, *arguments):
+        self._tell("something happened")
+        raise StoreRefused("no space left on device", fix="make room")
+
+    monkeypatch.setattr(driver._Driver, "_succeeded", refuse)
+    with pytest.raises(StoreRefused):
+        submit(write_manifest(tmp_path, ["a", "b"]))
+    monkeypatch.undo()
+    (path,) = [path for path in submit.store.list("runs/") if path.endswith("failures.json")]
+    told = json.loads(submit.store.read(path))
+    assert told["incidents"] == ["something happened"] and "no space left" in told["ended_by"]
+    assert catalog_status(submit.store).holder is None
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(submit, tmp_path, monkeypatch):
