@@ -1,6 +1,7 @@
 # make demo      the whole path on the embedded default: train, render, score and report 12 drawn concepts
 # make test      the tests, without the slow ones
 # make test-all  every test
+# make chaos     20 rounds in which workers, nodes and drivers are killed while the store fails; for the night
 # make bench     the CPU benchmarks, for a machine that does nothing else for an hour; results in .benchmarks/*.json
 # make lint      ruff and pyright
 # On a fresh clone each of them first makes .venv and installs into it what it needs.
@@ -13,7 +14,7 @@ WORKERS ?= 2
 # One OpenMP thread a process: two processes with two threads each wait for each other more than they work.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all chaos bench lint clean
 
 demo: .venv/installed
 	.venv/bin/persres-batch demo --out persres-demo
@@ -24,12 +25,16 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(PYTEST) -n $(WORKERS) --dist loadgroup
 
+chaos: .venv/installed-dev
+	.venv/bin/python tests/ray/chaos.py --rounds 20
+
 bench: .venv/installed-dev
 	mkdir -p .benchmarks
 	.venv/bin/python tests/benchmarks/bench_spriteworld.py --json .benchmarks/bench_spriteworld.json
 	.venv/bin/python tests/benchmarks/submit_overhead.py --json .benchmarks/submit_overhead.json
 	.venv/bin/python tests/benchmarks/plan_a_million.py --json .benchmarks/plan_a_million.json
 	.venv/bin/python tests/benchmarks/noop_shards.py --json .benchmarks/noop_shards.json
+	.venv/bin/python tests/benchmarks/memory_over_shards.py --json .benchmarks/memory_over_shards.json
 	.venv/bin/python tests/benchmarks/iterations_to_score.py --json .benchmarks/iterations_to_score.json
 
 lint: .venv/installed-dev
