@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from ..core.errors import ManifestInvalid, PersresError
-from . import catalog_commands, cli_text
+from . import catalog_commands, cli_text, schedule_commands
 
 if TYPE_CHECKING:
     from ..pipeline.plan import RunPlan
@@ -214,6 +214,7 @@ def bench(
 
 
 app.add_typer(catalog_commands.app)
+app.add_typer(schedule_commands.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

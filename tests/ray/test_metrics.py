@@ -1,0 +1,97 @@
+"""A run's numbers, read back where Prometheus reads them: at the node's metrics port of a real Ray."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import ray
+
+from persres.jobs.metrics import ALL_SERIES, RunMetrics
+from persres.jobs.run_outcome import RunProgress
+from persres.pipeline.shard_work import ShardSummary
+
+pytestmark = pytest.mark.slow  # Ray reports every ten seconds
+
+RUN = "20261123T030000Z-abc123"
+SAMPLE = re.compile(r"^(ray_persres_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def summary(attempt: str, seconds: dict[str, float], pack_size: int | None) -> ShardSummary:
+    return ShardSummary("shard", attempt, ("a", "b"), (), seconds, pack_size=pack_size)
+
+
+def scrape() -> dict[tuple[str, ...], float]:
+    """All our samples of this run, by name and the labels that are ours."""
+    (node,) = ray.nodes()
+    with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found: dict[tuple[str, ...], float] = defaultdict(float)
+    for name, labels, value in SAMPLE.findall(text):
+        label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if label.get("run") == RUN and "le" not in label:
+            found[name, *(label[key] for key in ("state", "phase") if key in label)] += float(value)
+    return found
+
+
+def scrape_until(enough: Callable[[dict], bool], keep_alive: Callable[[], None]) -> dict[tuple[str, ...], float]:
+    for _ in range(120):
+        keep_alive()
+        found = scrape()
+        if enough(found):
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"not there after a minute; found {dict(found)}")
+
+
+def test_a_runs_numbers_are_at_the_nodes_metrics_port(local_ray):
+    clock = Clock()
+    metrics = RunMetrics(RUN, clock=clock)
+    metrics.progress(RunProgress(committed=0, failed=0, left=10, underway=0.0, workers=2), shards_waiting=5)
+    clock.now += 100.0  # two workers have been there for 200 seconds in all
+    metrics.shard_ended(summary("001", {"load": 2.0, "train": 60.0, "render": 20.0}, 4), bytes_written=1000)
+    metrics.shard_ended(summary("003", {"train": 15.0, "score": 5.0, "commit": 3.0}, None), bytes_written=24)
+    metrics.shard_ended(summary("001", {}, 2))
+    metrics.incident("a worker was lost")
+    metrics.incident("a shard was split")
+    latest = RunProgress(committed=4, failed=1, left=5, underway=1.5, workers=2)
+
+    found = scrape_until(
+        lambda found: found.get(("ray_persres_concepts", "committed")) == 4.0 and len(found) >= 17,
+        lambda: metrics.progress(latest, shards_waiting=3),
+    )
+
+    assert found == {
+        ("ray_persres_concepts", "committed"): 4.0,
+        ("ray_persres_concepts", "failed"): 1.0,
+        ("ray_persres_concepts", "underway"): 1.5,
+        ("ray_persres_concepts", "waiting"): 3.5,
+        ("ray_persres_workers",): 2.0,
+        ("ray_persres_shards_waiting",): 3.0,
+        ("ray_persres_device_busy_share",): 0.5,
+        ("ray_persres_pack_size",): 2.0,
+        ("ray_persres_phase_seconds_total", "load"): 2.0,
+        ("ray_persres_phase_seconds_total", "train"): 75.0,
+        ("ray_persres_phase_seconds_total", "render"): 20.0,
+        ("ray_persres_phase_seconds_total", "score"): 5.0,
+        ("ray_persres_phase_seconds_total", "commit"): 3.0,
+        ("ray_persres_shards_ended_total",): 3.0,
+        ("ray_persres_shard_retries_total",): 2.0,
+        ("ray_persres_incidents_total",): 2.0,
+        ("ray_persres_bytes_written_total",): 1024.0,
+        ("ray_persres_shard_seconds_count",): 3.0,
+        ("ray_persres_shard_seconds_sum",): pytest.approx(found["ray_persres_shard_seconds_sum",]),
+    }
+    exported = {name for series in ALL_SERIES for name in series.exported if not name.endswith("_bucket")}
+    assert exported <= {name for name, *_ in found}
