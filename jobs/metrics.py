@@ -79,12 +79,8 @@ class RunMetrics:
         self._pack_size: int | None = None
         self._made = {series: _make(series, run_id) for series in ALL_SERIES}
 
-    def progress(self, progress: RunProgress, *, shards_waiting: int | None = None) -> None:
-        """Take down how far the run is; to be called all the time, at least every few seconds.
-
-        Args:
-            shards_waiting: shards that nobody has taken yet, where that is known.
-        """
+    def progress(self, progress: RunProgress) -> None:
+        """Take down how far the run is; to be called all the time, at least every few seconds."""
         underway = min(float(progress.left), progress.underway)
         states = {
             "committed": progress.committed,
@@ -95,19 +91,19 @@ class RunMetrics:
         for state, count in states.items():
             self._set(CONCEPTS, count, state=state)
         self._set(WORKERS, progress.workers)
-        self._set(SHARDS_WAITING, shards_waiting)
+        self._set(SHARDS_WAITING, progress.shards_waiting)
         self._set(PACK_SIZE, self._pack_size)
         self._set(BUSY_SHARE, self._busy_share(progress.workers))
 
-    def shard_ended(self, summary: ShardSummary, *, bytes_written: int = 0) -> None:
-        """Count what one attempt at a shard gave; `bytes_written`: the size of the data files it committed."""
+    def shard_ended(self, summary: ShardSummary) -> None:
+        """Count what one attempt at a shard gave."""
         for phase, seconds in summary.seconds.items():
             self._add(PHASE_SECONDS, seconds, phase=phase)
         self._device_seconds += sum(summary.seconds.get(phase, 0.0) for phase in DEVICE_PHASES)
         self._observe(SHARD_TIME, sum(summary.seconds.values()))
         self._add(SHARDS_ENDED, 1)
         self._add(RETRIES, int(summary.attempt) - 1)
-        self._add(BYTES_WRITTEN, bytes_written)
+        self._add(BYTES_WRITTEN, summary.bytes_written)
         if summary.pack_size is not None:
             self._pack_size = summary.pack_size
 

@@ -10,13 +10,17 @@ from ..core.errors import ConceptFailure
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is, in concepts. `underway` is the part of those left that is already done, such as 2.5."""
+    """How far a run is, in concepts. `underway` is the part of those left that is already done, such as 2.5.
+
+    `workers` have loaded their model; nobody has taken the `shards_waiting` yet.
+    """
 
     committed: int
     failed: int
     left: int
     underway: float
     workers: int
+    shards_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from ..pipeline.commit_record import ShardCommit
 from ..pipeline.plan import Shard
 from ..pipeline.recovery import RecoverySettings
 from ..pipeline.shard_stages import WorkerSpoilt
+from ..pipeline.shard_work import ShardSummary
 from .cluster_nodes import draining_nodes
 from .crew import PATIENCE_FOR_A_MACHINE_S, SHARDS_IN_HAND, Crew, MakeWorker, Worker
 from .ray_errors import had_notice, loss_in_words, machine_is_to_blame, original_error
@@ -50,6 +51,7 @@ def run_shards(
     on_progress: Callable[[RunProgress], None] = lambda progress: None,
     on_incident: Callable[[str], None] = lambda text: None,
     on_notice: Callable[[str], None] = lambda text: None,
+    on_shard: Callable[[ShardSummary], None] = lambda summary: None,
     check: Callable[[], None] = lambda: None,
     may_start: Callable[[], bool] = lambda: True,
     stop_asked: Callable[[], bool] = lambda: False,
@@ -65,6 +67,7 @@ def run_shards(
         recovery: what the run puts up with.
         on_incident: told what happened to a worker or a shard; `outcome.incidents` keeps it.
         on_notice: told what the run waits for.
+        on_shard: told what every attempt gave that was carried out.
         check: called all the time; whatever it raises ends the run at once.
         may_start: whether shards may be handed out now; no is for a while, and shards in flight go on.
         stop_asked: once it is true, nothing is handed out any more, and shards in flight have
@@ -83,6 +86,7 @@ def run_shards(
     driver = _Driver(ShardQueue(shards, max_losses=recovery.max_losses), Crew(make_worker), recovery)
     driver.how_many = workers if callable(workers) else lambda: workers
     driver.on_progress, driver.on_incident, driver.on_notice = on_progress, on_incident, on_notice
+    driver.on_shard = on_shard
     driver.check, driver.may_start, driver.stop_asked = check, may_start, stop_asked
     driver.capacity, driver.find_commit = capacity, find_commit
     return driver.run()
@@ -117,6 +121,7 @@ class _Driver:
     on_progress: Callable[[RunProgress], None] = lambda progress: None
     on_incident: Callable[[str], None] = lambda text: None
     on_notice: Callable[[str], None] = lambda text: None
+    on_shard: Callable[[ShardSummary], None] = lambda summary: None
     check: Callable[[], None] = lambda: None
     may_start: Callable[[], bool] = lambda: True
     stop_asked: Callable[[], bool] = lambda: False
@@ -261,6 +266,7 @@ class _Driver:
         self.queue.finished(attempt, result.committed, result.failures)
         self.seconds.update(result.seconds)
         self.store_failures = 0
+        self.on_shard(result)
         for note in result.notes:
             self._tell(f"shard {attempt.shard.shard_id}: {note}")
 
@@ -312,9 +318,19 @@ class _Driver:
             return False
         if record is None:
             return False
-        committed = [concept.concept_id for concept in record.concepts]
+        committed = tuple(concept.concept_id for concept in record.concepts)
         self.queue.finished(attempt, committed, record.failures)
         self.seconds.update(record.seconds)
+        self.on_shard(
+            ShardSummary(
+                record.shard_id,
+                record.attempt,
+                committed,
+                record.failures,
+                record.seconds,
+                bytes_written=record.bytes_written,
+            )
+        )
         self._tell(f"shard {attempt.shard.shard_id} was committed before its worker could say so")
         return True
 
@@ -374,6 +390,7 @@ class _Driver:
                 left=self.queue.left,
                 underway=sum(one.fraction * len(one.attempt.shard.concepts) for one in self.crew.in_flight),
                 workers=self.crew.ready,
+                shards_waiting=self.queue.waiting,
             )
         )
 

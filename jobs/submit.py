@@ -214,7 +214,10 @@ class _Run:
         with workplace(asked.where, spec) as place, self.stop.orderly():
             from .cluster_nodes import resources_in_words  # Ray reads its environment when it is imported
             from .gpu_worker import worker_maker
+            from .metrics import RunMetrics
             from .run_shards import run_shards
+
+            metrics = RunMetrics(self.run_id)
 
             make_worker = worker_maker(
                 spec,
@@ -228,10 +231,12 @@ class _Run:
 
                 def show(progress: RunProgress) -> None:
                     self.latest[:] = [progress]
+                    metrics.progress(progress)
                     display.show(progress)
 
                 def incident(text: str) -> None:
                     self.incidents.append(text)
+                    metrics.incident(text)
                     display.print(text)
 
                 return run_shards(
@@ -242,6 +247,7 @@ class _Run:
                     on_progress=show,
                     on_incident=incident,
                     on_notice=display.print,
+                    on_shard=metrics.shard_ended,
                     check=self.lease.check,
                     may_start=self.lease.is_certain,
                     stop_asked=lambda: bool(self.stop),

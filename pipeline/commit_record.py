@@ -60,7 +60,10 @@ class CommittedConcept:
 
 @dataclass(frozen=True, slots=True)
 class ShardCommit:
-    """One attempt at one shard, committed: what it holds, under which fingerprints."""
+    """One attempt at one shard, committed: what it holds, under which fingerprints.
+
+    `bytes_written` is the size of its data files.
+    """
 
     run_id: str
     shard_id: str
@@ -71,6 +74,7 @@ class ShardCommit:
     failures: tuple[ConceptFailure, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     version: int = RECORD_VERSION
+    bytes_written: int = 0
 
     def to_json(self) -> bytes:
         """The record as it is stored: indented JSON, keys sorted, one object."""

@@ -253,5 +253,12 @@ def _commit(
     committed = tuple(concept.concept_id for concept in record.concepts)
     notes = tuple(work.notes)
     return ShardSummary(
-        work.shard.shard_id, attempt, committed, record.failures, dict(work.seconds), notes, results.pack_size
+        work.shard.shard_id,
+        attempt,
+        committed,
+        record.failures,
+        dict(work.seconds),
+        notes,
+        results.pack_size,
+        record.bytes_written,
     )

@@ -75,13 +75,14 @@ def commit_shard(
     succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
 
     files: dict[str, str] = {}
+    written = 0
     if residuals:
         files["residuals"] = store.residual_file(run_id, shard.shard_id, attempt)
-        _put(store, files["residuals"], data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
+        written += _put(store, files["residuals"], data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
     if renderings:
         files["renderings"] = store.rendering_file(run_id, shard.shard_id, attempt)
         ordered = [image for concept in succeeded for image in images_of[concept.concept_id]]
-        _put(store, files["renderings"], data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
+        written += _put(store, files["renderings"], data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
 
     residual_of = {row.concept_id: (number, blob_digest(row.residual)) for number, row in enumerate(residuals)}
     concepts, first = [], 0
@@ -91,7 +92,17 @@ def commit_shard(
         first += len(images)
 
     _require_residuals(store, concepts, files)
-    record = ShardCommit(run_id, shard.shard_id, attempt, shard.kind, files, tuple(concepts), tuple(failures), seconds)
+    record = ShardCommit(
+        run_id,
+        shard.shard_id,
+        attempt,
+        shard.kind,
+        files,
+        tuple(concepts),
+        tuple(failures),
+        seconds,
+        bytes_written=written,
+    )
     _put(store, store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
     return record
 
@@ -149,8 +160,8 @@ def _check_cover(
             raise ValueError(f"shard {shard.shard_id}: {what} of {sorted(given)}, expected of {sorted(wanted)}")
 
 
-def _put(store: CatalogStore, path: str, data: bytes) -> None:
-    """Write an object and make sure that the store did not cut it short and call it a success."""
+def _put(store: CatalogStore, path: str, data: bytes) -> int:
+    """Write an object and make sure that the store did not cut it short and call it a success; returns its size."""
     store.write(path, data)
     held = store.size(path)
     if held != len(data):
@@ -158,6 +169,7 @@ def _put(store: CatalogStore, path: str, data: bytes) -> None:
             f"{store.url(path)} holds {held} of the {len(data)} bytes that were sent",
             fix="submit again; if it stays so, what lies between here and the store drops bytes",
         )
+    return len(data)
 
 
 def _require_residuals(store: CatalogStore, concepts: Iterable[CommittedConcept], files: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ class ShardSummary:
     """What one attempt at a shard gave. Small: this crosses the Ray boundary, tensors do not.
 
     `seconds` are by phase; waiting for another shard is in none of them. `notes` are for the run's log, such as "pack
-    size reduced to 4 …". `pack_size` is the one that training ended with.
+    size reduced to 4 …". `pack_size` is the one that training ended with. `bytes_written`: the size of the data files.
     """
 
     shard_id: str
@@ -47,6 +47,7 @@ class ShardSummary:
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
     pack_size: int | None = None
+    bytes_written: int = 0
 
 
 @dataclass(eq=False)

@@ -28,8 +28,8 @@ class Clock:
         return self.now
 
 
-def summary(attempt: str, seconds: dict[str, float], pack_size: int | None) -> ShardSummary:
-    return ShardSummary("shard", attempt, ("a", "b"), (), seconds, pack_size=pack_size)
+def summary(attempt: str, seconds: dict[str, float], pack_size: int | None, written: int = 0) -> ShardSummary:
+    return ShardSummary("shard", attempt, ("a", "b"), (), seconds, pack_size=pack_size, bytes_written=written)
 
 
 def scrape() -> dict[tuple[str, ...], float]:
@@ -58,18 +58,18 @@ def scrape_until(enough: Callable[[dict], bool], keep_alive: Callable[[], None])
 def test_a_runs_numbers_are_at_the_nodes_metrics_port(local_ray):
     clock = Clock()
     metrics = RunMetrics(RUN, clock=clock)
-    metrics.progress(RunProgress(committed=0, failed=0, left=10, underway=0.0, workers=2), shards_waiting=5)
+    metrics.progress(RunProgress(committed=0, failed=0, left=10, underway=0.0, workers=2, shards_waiting=5))
     clock.now += 100.0  # two workers have been there for 200 seconds in all
-    metrics.shard_ended(summary("001", {"load": 2.0, "train": 60.0, "render": 20.0}, 4), bytes_written=1000)
-    metrics.shard_ended(summary("003", {"train": 15.0, "score": 5.0, "commit": 3.0}, None), bytes_written=24)
+    metrics.shard_ended(summary("001", {"load": 2.0, "train": 60.0, "render": 20.0}, 4, 1000))
+    metrics.shard_ended(summary("003", {"train": 15.0, "score": 5.0, "commit": 3.0}, None, 24))
     metrics.shard_ended(summary("001", {}, 2))
     metrics.incident("a worker was lost")
     metrics.incident("a shard was split")
-    latest = RunProgress(committed=4, failed=1, left=5, underway=1.5, workers=2)
+    latest = RunProgress(committed=4, failed=1, left=5, underway=1.5, workers=2, shards_waiting=3)
 
     found = scrape_until(
         lambda found: found.get(("ray_persres_concepts", "committed")) == 4.0 and len(found) >= 17,
-        lambda: metrics.progress(latest, shards_waiting=3),
+        lambda: metrics.progress(latest),
     )
 
     assert found == {
