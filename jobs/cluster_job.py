@@ -125,10 +125,17 @@ def copy_floors(folder: Path) -> Path:
 
 
 def _connect(address: str) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise InvalidInput(
+            f"the Ray cluster at {address} did not accept this user's token, or was given none",
+            fix="set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in the file at "
+            "RAY_AUTH_TOKEN_PATH (by default ~/.ray/auth_token)",
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InvalidInput(
             f"no Ray cluster answers at {address}: {error}",

@@ -67,7 +67,7 @@ recovery: {lease_seconds: 6, store_patience_seconds: 120}
 
 @dataclass
 class Kill:
-    """One SIGKILL: of what, and how long after the start of the round."""
+    """One SIGKILL: of what, and how long after the start of the round; `found`: there was such a process by then."""
 
     victim: Victim
     after_s: float
@@ -126,7 +126,7 @@ def kills_of(chance: random.Random, count: int, victims: list[Victim], quiet_sec
 def told(one: Round) -> str:
     """A round on one line."""
     kills = ", ".join(
-        f"{kill.victim} at {kill.after_s:.0f} s" + ("" if kill.found else " (none there)") for kill in one.kills
+        f"{kill.victim} at {kill.after_s:.0f} s" + ("" if kill.found else " (none came)") for kill in one.kills
     )
     verdict = "; ".join(one.faulty) or "the quiet run's catalog"
     return (
@@ -282,9 +282,10 @@ class Place:
                 while (code := driver.poll()) is None:
                     now = time.monotonic() - started
                     assert now < LONGEST_ROUND_S, self._said(name)
-                    if kills and now >= kills[0].after_s:
+                    # A victim that is not there yet is waited for.
+                    if kills and now >= kills[0].after_s and self._kill(kills[0].victim, driver, chance):
                         kill = kills.pop(0)
-                        kill.found = self._kill(kill.victim, driver, chance)
+                        kill.after_s, kill.found = round(now, 1), True
                     time.sleep(0.1)
                 one.submits.append(code)
 
