@@ -208,8 +208,9 @@ def test_an_escaped_exception_fails_its_concept_alone_with_the_text(run, tmp_pat
 
 
 def test_a_spoilt_worker_is_replaced_and_what_it_did_not_try_is_not_blamed(run, tmp_path):
-    outcome = run(shard("slow1"), shard("raise1"), shard("a"), shard("b"), workers=1)
-    assert sorted(outcome.committed) == ["a", "b", "slow1"] and failed(outcome).keys() == {"raise1"}
+    others = [f"slow{number}" for number in range(6)]  # so many that the one that raises is not the last to get a turn
+    outcome = run(shard(others[0]), shard("raise1"), *map(shard, others[1:]), workers=1)
+    assert sorted(outcome.committed) == others and failed(outcome).keys() == {"raise1"}
     processes = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
     assert len(processes) == 2, "a process in which something went wrong is not used again"
 
