@@ -134,11 +134,12 @@ _PARTS = {
 _ONLY_XL_HAS = ("text_encoder_2", "tokenizer_2")
 
 
-def check_parts(path: str | Path, name: str) -> int:
+def check_parts(path: str | Path, name: str, *, has_weights: bool = True) -> int:
     """Refuse a base model of another kind, or of parts that do not belong together, by its configuration alone.
 
     Args:
         name: what the run spec calls it.
+        has_weights: False: the folder holds configuration only, and its weights are not looked for.
 
     Returns:
         The pixels, along one side, that one latent stands for.
@@ -153,7 +154,9 @@ def check_parts(path: str | Path, name: str) -> int:
         if found not in classes and not (found is None and part in _ONLY_XL_HAS):
             reason = f"base model {name!r}: its {part} is {found or 'missing'}, not {' or '.join(classes)}"
             raise InvalidInput(reason, fix=_STABLE_DIFFUSION)
-        if found and part not in ("tokenizer", "tokenizer_2") and not any((Path(path) / part).glob("*.safetensors")):
+        if not has_weights or not found or part in ("tokenizer", "tokenizer_2"):
+            continue
+        if not any((Path(path) / part).glob("*.safetensors")):
             raise InvalidInput(f"base model {name!r} has no weights (*.safetensors) in {part}", fix=_STABLE_DIFFUSION)
     unet, vae = (_configuration(path, f"{part}/config.json", name) for part in ("unet", "vae"))
     channels, latents = unet.get("in_channels"), vae.get("latent_channels")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from ..core.errors import InvalidInput
-from ..pipeline.base_model_files import SPRITEWORLD, ResolvedModel, Role, resolve_model
+from ..pipeline.base_model_files import model_on_this_machine
 from ..pipeline.catalog_store import CatalogStore
 from ..pipeline.fingerprint import METHOD_VERSION, digest_of
+from ..pipeline.model_files import ResolvedModel
 from ..pipeline.personalize_shard import personalize_shard
 from ..pipeline.personalizer import load_personalizer
 from ..pipeline.plan import Shard
@@ -65,8 +67,9 @@ class GpuWorker:
             import torch
 
             torch.set_num_threads(1)  # results depend on the thread count, and two spinning barriers on it badly
-        base = _on_this_machine(self._base, self._spec.base_model, "base_model")
-        scorer = _on_this_machine(self._scorer, self._spec.scorer, "scorer") if self._scorer else None
+        base, scorer = model_on_this_machine(self._base, self._spec.base_model, "base_model"), None
+        if self._scorer and self._spec.scorer:
+            scorer = model_on_this_machine(self._scorer, self._spec.scorer, "scorer")
         return load_personalizer(self._spec, base, scorer, self._device, self._store)
 
     @ray.method(concurrency_group="shards")
@@ -109,23 +112,6 @@ def method_digest(spec: RunSpec) -> str:
     return digest_of({"method": METHOD_VERSION, **known})
 
 
-def _on_this_machine(model: ResolvedModel, name: str | None, role: Role) -> ResolvedModel:
-    """The model whose fingerprint the driver took, also where this worker has it under another path or not yet.
-
-    Raises:
-        InvalidInput: it cannot be had here, or another revision of it is what this machine has.
-    """
-    if os.path.isdir(model.path) or name is None:
-        return model
-    found = resolve_model(name, None if name == SPRITEWORLD else model.revision, role=role)
-    if found.revision != model.revision:
-        raise InvalidInput(
-            f"{role} {name!r} is revision {found.revision} on this worker, but {model.revision} where the run started",
-            fix="install the same version of persres-batch and of the model on every node",
-        )
-    return found
-
-
 def worker_maker(
     spec: RunSpec,
     base: ResolvedModel,
@@ -148,7 +134,10 @@ def worker_maker(
     scorer = replace(scorer, path=os.path.abspath(scorer.path)) if scorer else None
     arguments = (spec, base, scorer, catalog_uri, run_id, device, method_digest(spec))
 
+    numbers = count(1)
+
     def make() -> Any:
-        return actor_class.options(**options).remote(*arguments)
+        name = f"persres-{run_id}-worker-{next(numbers)}"  # for whoever looks at Ray's dashboard
+        return actor_class.options(name=name, **options).remote(*arguments)
 
     return make

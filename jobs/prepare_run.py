@@ -15,10 +15,11 @@ from itertools import islice
 from typing import Any
 
 from ..core.errors import ConceptFailure, InvalidInput, ManifestInvalid
-from ..pipeline.base_model_files import ResolvedModel, resolve_base_model, resolve_scorer
+from ..pipeline.base_model_files import resolve_base_model, resolve_scorer
 from ..pipeline.committed_concepts import CommittedConcepts
 from ..pipeline.fingerprint import Fingerprinter, Fingerprints
 from ..pipeline.manifest import ManifestRow, ManifestScan, concept_failures, sound_row_count
+from ..pipeline.model_files import ResolvedModel
 from ..pipeline.plan import PlannedConcept, RunPlan, plan_run
 from ..pipeline.prompt_lengths import PromptLengths
 from ..pipeline.reference_images import ReferenceDigests
@@ -107,6 +108,7 @@ def prepare_run(
     Raises:
         ManifestInvalid: a fault that leaves no concept of the manifest to be trusted, with all problems.
         InvalidInput: a model cannot be found.
+        StoreError: a model's store cannot be reached.
     """
     rows = sound_row_count(manifest_uri)
     if rows is None:
@@ -114,7 +116,7 @@ def prepare_run(
         rows = sum(1 for _ in scan)
         if scan.manifest_problems:
             raise _refused(manifest_uri, scan)
-    base, scorer = resolve_base_model(spec), resolve_scorer(spec)
+    base, scorer = resolve_base_model(spec, weights=False), resolve_scorer(spec, weights=False)
     source = _Source(manifest_uri, spec, base, scorer)
     step = 1 + rows // _COUNTS_SHOWN
     found = source.read(

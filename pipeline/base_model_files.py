@@ -1,22 +1,21 @@
-"""Where a model's files are on this machine, and which weights they are: the demo's, a folder's, or a Hub repository's.
-
-Only safetensors are ever used: reading a pickle runs whatever its author put into it.
+"""Where a model's files are on this machine, and which weights they are: the demo's, a folder's, a Hub repository's, or
+those of a folder in an object store.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
-from ..core.errors import InvalidInput, StoreError
+from ..core.errors import InvalidInput, StoreRefused
 from .folder_digest import folder_digest
+from .hub_models import hub_model, is_offline
+from .model_cache import REVISION, ModelCache
+from .model_files import ResolvedModel, Role, check_weights, files_of_folder, model_files
+from .remote_folder import OnBytes, check_model_uri, is_uri
 from .spec_fit import check_spec_fits
 
 if TYPE_CHECKING:
@@ -25,68 +24,94 @@ if TYPE_CHECKING:
 SPRITEWORLD = "spriteworld"
 """The name of the model that is installed with this package."""
 
-Role = Literal["base_model", "scorer"]
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-_NOT_READ = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".md")
-_UNUSED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
-_ENTRY_FILE: dict[Role, str] = {"base_model": "model_index.json", "scorer": "config.json"}
-_WHAT: dict[Role, str] = {"base_model": "a diffusers pipeline", "scorer": "a CLIP model"}
-# A repository's root often holds single-file checkpoints of many gigabytes beside the components that are read.
-_HUB_FILES: dict[Role, list[str]] = {
-    "base_model": ["model_index.json", *(f"*/*{suffix}" for suffix in (".json", ".txt", ".model", ".safetensors"))],
-    "scorer": ["*.json", "*.txt", "*.model", "*.safetensors"],
-}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """`path`: a folder on this machine. `revision`: what its weights are, the same wherever they are stored."""
-
-    path: str
-    revision: str
-
-
-def resolve_base_model(spec: RunSpec) -> ResolvedModel:
-    """The run spec's base model, which goes with the rest of the spec; raises as `resolve_model` does."""
-    found = resolve_model(spec.base_model, spec.revision, role="base_model")
-    check_spec_fits(spec, found.path)
+def resolve_base_model(spec: RunSpec, *, weights: bool = True, on_bytes: OnBytes | None = None) -> ResolvedModel:
+    """The run spec's base model, which goes with the rest of the spec; otherwise as `resolve_model`."""
+    found = resolve_model(spec.base_model, spec.revision, weights=weights, on_bytes=on_bytes)
+    check_spec_fits(spec, found.path, has_weights=found.has_weights)
     return found
 
 
-def resolve_scorer(spec: RunSpec) -> ResolvedModel | None:
-    """The run spec's scorer, None where renderings are not scored; raises as `resolve_model` does."""
-    return None if spec.scorer is None else resolve_model(spec.scorer, spec.scorer_revision, role="scorer")
+def resolve_scorer(spec: RunSpec, *, weights: bool = True, on_bytes: OnBytes | None = None) -> ResolvedModel | None:
+    """The run spec's scorer, None where renderings are not scored; otherwise as `resolve_model`."""
+    if spec.scorer is None:
+        return None
+    return resolve_model(spec.scorer, spec.scorer_revision, role="scorer", weights=weights, on_bytes=on_bytes)
 
 
-def resolve_model(name: str, revision: str | None = None, *, role: Role = "base_model") -> ResolvedModel:
-    """Find a model, downloading it if need be.
+def resolve_model(
+    name: str,
+    revision: str | None = None,
+    *,
+    role: Role = "base_model",
+    weights: bool = True,
+    on_bytes: OnBytes | None = None,
+) -> ResolvedModel:
+    """Find a model, downloading what is not on this machine.
 
     Args:
-        name: "spriteworld", a folder (relative ones start at the working directory), or a Hub id "owner/name".
-        revision: a Hub repository's branch, tag or commit; None means its main branch.
-        role: a base model is a diffusers pipeline folder, a scorer a folder with a CLIP model.
+        name: "spriteworld", a folder (relative ones start at the working directory), a Hub id "owner/name", or the URI
+            of a folder in an object store.
+        revision: a Hub repository's branch, tag or commit, None for its main branch; a URI's digest "sha256:…", None
+            for whatever is there.
+        weights: False: what planning needs is enough, where the revision can be known without the weights.
+        on_bytes: called with (bytes so far, of how many) while a URI is fetched; by default the log says so.
 
     Raises:
-        InvalidInput: there is no such model, it has no safetensors, or a revision is given for what has none.
-        StoreError: the Hub cannot be reached.
+        InvalidInput: there is no such model, it has no safetensors, or it cannot have that revision.
+        StoreError: the Hub or the store cannot be reached, or there is no room.
     """
-    is_folder = os.path.isdir(os.path.expanduser(name))
-    if revision is not None and (name == SPRITEWORLD or is_folder):
+    if is_uri(name):
+        return _from_store(name, revision, role, weights, on_bytes)
+    folder = Path(name.removeprefix("file://")).expanduser()
+    if revision is not None and (name == SPRITEWORLD or folder.is_dir()):
         reason = f"{role} {name!r} has no revisions, but {revision!r} is given"
         raise InvalidInput(reason, fix="set the revision to null")
     if name == SPRITEWORLD:
         return _spriteworld(role)
-    if is_folder:
-        folder = Path(name).expanduser()
-        files = _checked_files(folder, name, role)
-        return ResolvedModel(str(folder), folder_digest(folder, files))
-    if name.startswith(("/", ".", "~")) or name.count("/") != 1 or "://" in name:
+    if folder.is_dir():
+        return _in_folder(folder, name, role)
+    if name.startswith(("/", ".", "~", "file:")) or name.count("/") != 1:
         near = difflib.get_close_matches(name, [SPRITEWORLD], n=1)
-        choices = "give 'spriteworld', an existing folder, or a Hub id 'owner/name'"
+        choices = "give 'spriteworld', an existing folder, a Hub id 'owner/name', or a URI such as s3://bucket/model"
         fix = f"did you mean {near[0]!r}?" if near else choices
         raise InvalidInput(f"{role} {name!r} is no folder here and no Hub id", fix=fix)
-    return _from_hub(name, revision, role)
+    return hub_model(name, revision, role=role, weights=weights)
+
+
+def model_on_this_machine(
+    planned: ResolvedModel, name: str, role: Role, *, on_bytes: OnBytes | None = None
+) -> ResolvedModel:
+    """The model whose revision the driver planned with, on a worker's own machine, weights and all.
+
+    Args:
+        planned: as the driver resolved it; its path may mean something else here, or nothing.
+        name: as the run spec has it.
+
+    Raises:
+        InvalidInput: it cannot be had here, or another revision of it is what this machine has.
+        StoreError: the Hub or the store cannot be reached, or there is no room.
+    """
+    if name == SPRITEWORLD:
+        found = _spriteworld(role)
+    elif is_uri(name) or _COMMIT.fullmatch(planned.revision):
+        found = resolve_model(name, planned.revision, role=role, on_bytes=on_bytes)
+    else:  # the driver may have named its folder relative to its own working directory
+        found = resolve_model(planned.path if os.path.isdir(planned.path) else name, role=role)
+    if found.revision != planned.revision:
+        raise InvalidInput(
+            f"{role} {name!r} is revision {found.revision} on this worker, "
+            f"but {planned.revision} where the run started",
+            fix="install the same version of persres-batch and of the model on every node",
+        )
+    return found
+
+
+def pinned_revision(name: str, revision: str) -> str | None:
+    """What `resolve_model` takes to find again a model that was once found at `revision`; None: it has one only."""
+    return revision if is_uri(name) or _COMMIT.fullmatch(revision) else None
 
 
 def _spriteworld(role: Role) -> ResolvedModel:
@@ -96,102 +121,23 @@ def _spriteworld(role: Role) -> ResolvedModel:
     return ResolvedModel(str(path), spriteworld.REVISION)
 
 
-def _from_hub(name: str, revision: str | None, role: Role) -> ResolvedModel:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    ignored = [f"{component}/*" for component in _UNUSED_COMPONENTS]
-    try:
-        path = snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES[role], ignore_patterns=ignored)
-    except GatedRepoError as error:
-        fix = f"accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
-        raise InvalidInput(f"{role} {name!r} is gated", fix=fix) from error
-    except RevisionNotFoundError as error:
-        fix = "give a branch, tag or commit"
-        raise InvalidInput(f"{role} {name!r} has no revision {revision!r}", fix=fix) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        fix = "check the id; for a private repository log in with `hf auth login`"
-        raise InvalidInput(f"{role} {name!r} is no folder here and not on the Hub", fix=fix) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        fix = "check the connection, or give a folder that holds the model"
-        raise StoreError(f"{role} {name!r} is not in the local cache and the Hub cannot be reached", fix=fix) from error
-    _checked_files(Path(path), name, role)
-    return ResolvedModel(path, Path(path).name)  # a snapshot's folder is named by its commit
+def _in_folder(folder: Path, name: str, role: Role) -> ResolvedModel:
+    files = model_files(files_of_folder(folder), folder, name=name, role=role)
+    check_weights(folder, files, f"{role} {name!r}")
+    return ResolvedModel(str(folder), folder_digest(folder, [folder / file for file in files]))
 
 
-def _checked_files(folder: Path, name: str, role: Role) -> list[Path]:
-    """The files of a model that are read, refusing what is none or would have to be unpickled."""
-    entry = folder / _ENTRY_FILE[role]
-    if not entry.is_file():
-        reason = f"{role} {name!r} is not {_WHAT[role]}: it has no {entry.name}"
-        raise InvalidInput(reason, fix="give the folder that `save_pretrained` wrote")
-    parts = _components(folder, name) if role == "base_model" else [folder]
-    files = [entry] if role == "base_model" else []
-    for part in parts:
-        found = list(_visible_files(part, recursive=role == "base_model"))
-        has_safetensors = any(file.suffix == ".safetensors" for file in found)
-        pickles = [file for file in found if file.suffix in _PICKLES]
-        if pickles and not has_safetensors:
-            reason = f"{role} {name!r} has weights only as a pickle: {pickles[0].relative_to(folder).as_posix()}"
-            fix = "reading a pickle can run any code; save the model with safe_serialization=True, or choose another"
-            raise InvalidInput(reason, fix=fix)
-        files += [file for file in found if file.suffix not in _NOT_READ]
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise InvalidInput(f"{role} {name!r} has no weights (*.safetensors)", fix="complete the folder")
-    for file in files:
-        _check_weights(file, f"{role} {name!r}: {file.relative_to(folder).as_posix()}")
-    if role == "scorer":
-        _check_is_clip(entry, name)
-    return files
-
-
-def _check_is_clip(config: Path, name: str) -> None:
-    try:
-        kind = json.loads(config.read_text("utf-8")).get("model_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InvalidInput(f"scorer {name!r}: its config.json is damaged", fix="copy the folder again") from error
-    if kind != "clip":
-        reason = f"scorer {name!r} is not a CLIP model: its config.json says {kind!r}"
-        raise InvalidInput(reason, fix="give one that CLIPModel saved, such as 'openai/clip-vit-base-patch32'")
-
-
-def _check_weights(file: Path, what: str) -> None:
-    """Refuse weights that were cut off or lack a part, by their headers alone: half a download is the usual case."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="numpy"):
-                pass
-        elif file.name.endswith(".safetensors.index.json"):
-            parts = set(json.loads(file.read_text("utf-8"))["weight_map"].values())
-            missing = sorted(part for part in parts if not (file.parent / part).is_file())
-            if missing:
-                raise InvalidInput(f"{what} names {missing[0]!r}, which is not there", fix="copy the folder again")
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise InvalidInput(f"{what} is damaged or cut off: {error}", fix="copy the folder again") from error
-
-
-def _components(folder: Path, name: str) -> list[Path]:
-    try:
-        index = json.loads((folder / _ENTRY_FILE["base_model"]).read_text("utf-8"))
-        named = [key for key, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    except (ValueError, AttributeError, RecursionError) as error:
-        reason = f"base_model {name!r}: its model_index.json is damaged"
-        raise InvalidInput(reason, fix="copy the folder again") from error
-    missing = [key for key in named if key not in _UNUSED_COMPONENTS and not (folder / key).is_dir()]
-    if missing:
-        reason = f"base_model {name!r} lacks the folder {missing[0]!r} that model_index.json names"
-        raise InvalidInput(reason, fix="copy the folder again")
-    return [folder / key for key in named if key not in _UNUSED_COMPONENTS]
-
-
-def _visible_files(folder: Path, *, recursive: bool) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
+def _from_store(uri: str, revision: str | None, role: Role, weights: bool, on_bytes: OnBytes | None) -> ResolvedModel:
+    check_model_uri(uri, role)
+    if revision is not None and not REVISION.fullmatch(revision):
+        reason = f"{role} {uri!r} has no revision {revision!r}: a folder's revision is the digest of its files"
+        raise InvalidInput(reason, fix="set it to null, or to 'sha256:…' as rows of a catalog or `fetch` show it")
+    cache = ModelCache()
+    if not is_offline():
+        return cache.fetch(uri, role=role, revision=revision, weights=weights, on_bytes=on_bytes)
+    known = revision or cache.last_of(uri, role=role)
+    found = cache.find(known, weights=weights) if known else None
+    if found is None:
+        fix = "run `persres-batch fetch --spec RUN.YAML` on this machine while it is online, without HF_HUB_OFFLINE"
+        raise StoreRefused(f"{role} {uri!r} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it", fix=fix)
+    return found

@@ -13,12 +13,13 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from .cache_folder import cache_folder
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{32}")
 _WORTH_REMEMBERING = 64 << 20  # bytes; fewer are hashed in a moment
@@ -49,10 +50,19 @@ def folder_digest(folder: Path, files: list[Path]) -> str:
 
 
 def _hashed(folder: Path, files: list[Path]) -> str:
+    return digest_of_files(file_digests(folder, [file.relative_to(folder).as_posix() for file in files]))
+
+
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of every file's bytes, in hexadecimal digits, by its path in the folder."""
+    names = list(names)
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock, and weights are gigabytes
-        digests = list(pool.map(_file_digest, files))
-    named = sorted((file.relative_to(folder).as_posix(), digest) for file, digest in zip(files, digests, strict=True))
-    return "sha256:" + hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+        return dict(zip(names, pool.map(lambda name: _file_digest(folder / name), names), strict=True))
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """`folder_digest` of a folder whose files have these digests, as `file_digests` gives them."""
+    return "sha256:" + hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:32]
 
 
 def _file_digest(path: Path) -> str:
@@ -68,7 +78,7 @@ def _state(folder: Path, files: list[Path]) -> State:
 def _memory_of(folder: Path) -> Path:
     """The file that remembers this folder's digest; one a folder, so that writers of different ones never meet."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-    return platformdirs.user_cache_path("persres-batch", appauthor=False) / "folder-digests" / f"{name}.json"
+    return cache_folder() / "folder-digests" / f"{name}.json"
 
 
 def _recall(memory: Path, folder: Path, state: State) -> str | None:

@@ -12,8 +12,8 @@ from ..core.base_model import BaseModel, load_base_model
 from ..core.identifier_token import identifier_id
 from ..core.quality_scores import Scorer, load_scorer
 from ..core.training_pack import check_trainable
-from .base_model_files import ResolvedModel
 from .catalog_store import CatalogStore
+from .model_files import ResolvedModel
 from .pack_size import agreed_pack_size
 from .run_spec import RunSpec
 

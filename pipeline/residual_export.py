@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..core.base_model import load_target_layers, load_xl_layers_per_block
 from ..core.lora_export import DIFFUSERS_FILE, TEXTUAL_INVERSION_FILE, diffusers_lora, kohya_lora, textual_inversion
 from ..core.residual import Residual
-from .base_model_files import resolve_model
+from .base_model_files import pinned_revision, resolve_model
 from .catalog_store import CatalogStore
 from .commit_record import CommittedConcept
 from .shard_commit import read_residual_row
@@ -25,7 +24,8 @@ def export_concept(store: CatalogStore, committed: CommittedConcept, out: Path) 
     """
     row = read_residual_row(store, committed)
     residual = Residual.from_bytes(row.residual)
-    path = resolve_model(row.base_model, _hub_commit(row.base_model_revision)).path
+    pinned = pinned_revision(row.base_model, row.base_model_revision)
+    path = resolve_model(row.base_model, pinned, weights=False).path
     layers, xl_layers_per_block = load_target_layers(path), load_xl_layers_per_block(path)
     files = {
         DIFFUSERS_FILE: diffusers_lora(residual, layers),
@@ -40,8 +40,3 @@ def export_concept(store: CatalogStore, committed: CommittedConcept, out: Path) 
     for name, blob in files.items():
         (folder / name).write_bytes(blob)
     return [folder / name for name in files]
-
-
-def _hub_commit(revision: str) -> str | None:
-    """A Hub model is asked for at the commit it was trained on; folders and spriteworld have no revisions."""
-    return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from .run_spec import RunSpec
 
 
-def check_spec_fits(spec: RunSpec, path: str) -> None:
+def check_spec_fits(spec: RunSpec, path: str, *, has_weights: bool = True) -> None:
     """Refuse a spec that every worker would refuse, before there is one.
 
     Args:
         path: the folder of the spec's base model.
+        has_weights: False: it holds configuration and tokenizer only.
 
     Raises:
         InvalidInput: the base model's parts do not belong together or are of a kind that cannot be personalized, V* is
@@ -23,7 +24,7 @@ def check_spec_fits(spec: RunSpec, path: str) -> None:
     from ..core.base_model import check_parts, load_tokenizer  # torch and diffusers take seconds to import
     from ..core.identifier_token import identifier_id
 
-    pixels_per_latent = check_parts(path, spec.base_model)
+    pixels_per_latent = check_parts(path, spec.base_model, has_weights=has_weights)
     tokenizer = load_tokenizer(path)
     identifier_id(tokenizer, spec.training.identifier_token)
     for side in ("height", "width"):

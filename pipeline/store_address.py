@@ -20,8 +20,11 @@ _USER_PART = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<name>[^/:@]*)(?P<p
 _SECRET_VARIABLE = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|SAS")
 
 
-def open_file_system(uri: str, storage_options: Mapping[str, Any]) -> tuple[Any, str]:
+def open_file_system(uri: str, storage_options: Mapping[str, Any], *, what: str = "catalog") -> tuple[Any, str]:
     """The fsspec file system of a catalog, and the catalog's path in it, without a slash at its end.
+
+    Args:
+        what: what messages call it, where it is no catalog.
 
     Raises:
         InvalidInput: the address has credentials in it, or no file system is installed for its scheme.
@@ -29,7 +32,7 @@ def open_file_system(uri: str, storage_options: Mapping[str, Any]) -> tuple[Any,
     shown = without_user_part(uri)
     if shown != uri:
         raise InvalidInput(
-            f"the catalog's address {shown} was given with credentials inside",
+            f"the {what}'s address {shown} was given with credentials inside",
             fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
         )
     try:
@@ -37,7 +40,7 @@ def open_file_system(uri: str, storage_options: Mapping[str, Any]) -> tuple[Any,
         fs, root = fsspec.url_to_fs(os.path.expanduser(uri), **options)
     except (ImportError, ValueError) as error:
         raise InvalidInput(
-            f"cannot open the catalog {uri}: {struck(str(error), secrets_in(storage_options))}",
+            f"cannot open the {what} {uri}: {struck(str(error), secrets_in(storage_options))}",
             fix="give a local path or a URI whose fsspec package is installed, such as s3fs for s3://",
         ) from None
     if get_protocol(uri) in _S3:

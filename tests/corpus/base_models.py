@@ -108,5 +108,5 @@ def base_models() -> list[BadInput]:
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin")), ("as a pickle",)),
         ("a scorer cut off in the middle", _scorer(_cut_to("model.safetensors", 5000)), ("is damaged or cut off",)),
     ]  # fmt: skip
-    offline = BadInput("a Hub that cannot be reached", _named(base_model="team/model"), 1, ("cannot be reached",))
+    offline = BadInput("a Hub that may not be asked", _named(base_model="team/model"), 1, ("HF_HUB_OFFLINE",))
     return [*(BadInput(name, arrange, 2, says) for name, arrange, says in faults), offline]
