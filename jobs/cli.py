@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ..core.errors import ManifestInvalid, PersresError
-from . import catalog_commands, cli_text, schedule_commands
+from . import catalog_commands, cli_text, model_commands, run_commands, run_text, schedule_commands
 
 if TYPE_CHECKING:
     from ..pipeline.plan import RunPlan
@@ -39,6 +38,9 @@ CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The cat
 SpecOption = Annotated[Path, typer.Option("--spec", metavar="RUN.YAML", help=cli_text.SPEC)]
 CatalogOption = Annotated[str, typer.Option("--catalog", metavar="URI", help=cli_text.CATALOG)]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help=cli_text.WORKERS)]
+LogFormatOption = Annotated[
+    Literal["text", "json"], typer.Option(envvar="PERSRES_LOG_FORMAT", help=run_text.LOG_FORMAT)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", envvar="PERSRES_DEBUG", help="Show an error's traceback.")]
 
@@ -70,7 +72,8 @@ def demo(
     finished = _submit_here(manifest, RunSpec.load(spec_file), catalog, _where(workers))
     if finished.summary.committed or finished.summary.current:
         Console().print(demo_table(catalog, manifest))
-    _end(finished, catalog, as_json=False)
+    _print_summary(finished, _report_of(finished, catalog))
+    raise typer.Exit(CONCEPTS_FAILED if finished.summary.failed else OK)
 
 
 @app.command(help=cli_text.INIT)
@@ -95,7 +98,7 @@ def validate(manifest: ManifestArgument, spec: SpecOption, as_json: JsonOption =
     from .run_display import counting
 
     run_spec = _load(spec)
-    tokenizer = tokenizer_of(resolve_base_model(run_spec))
+    tokenizer = tokenizer_of(resolve_base_model(run_spec, weights=False))
     with counting(Console(stderr=True), "opening reference images") as on_row:
         found = validate_manifest(manifest, run_spec, tokenizer=tokenizer, on_progress=on_row)
     if as_json:
@@ -106,8 +109,14 @@ def validate(manifest: ManifestArgument, spec: SpecOption, as_json: JsonOption =
 
 
 @app.command(help=cli_text.PLAN)
-def plan(manifest: ManifestArgument, spec: SpecOption, catalog: CatalogOption, as_json: JsonOption = False) -> None:
-    _print_plan(manifest, _load(spec), catalog, _where(None), as_json=as_json)
+def plan(
+    manifest: ManifestArgument,
+    spec: SpecOption,
+    catalog: CatalogOption,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    _print_plan(manifest, _load(spec), catalog, _where(workers), as_json=as_json)
 
 
 @app.command(help=cli_text.SUBMIT)
@@ -122,28 +131,61 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help=cli_text.WAIT)] = False,
     prune: Annotated[bool, typer.Option("--prune", help=cli_text.PRUNE)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, as `plan` does.")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help=run_text.FOLLOW)] = True,
+    run_id: Annotated[str | None, typer.Option(hidden=True, help=run_text.RUN_ID)] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help=cli_text.WEBHOOK)] = None,
+    log_format: LogFormatOption = "text",
     as_json: JsonOption = False,
 ) -> None:
-    run_spec = _load(spec)
-    if dry_run:
-        _print_plan(manifest, run_spec, catalog, _where(workers, device=device), prune=prune, as_json=as_json)
-    elif address is not None and address != "auto":
-        from .cluster_job import ClusterRun, submit_to_cluster
+    from ..pipeline.run_id import require_run_id
+    from .run_ending import RunEnding, telling
+    from .webhook import webhook_of
 
-        run = ClusterRun(manifest, catalog, workers, device, wait=wait, prune=prune)
-        raise typer.Exit(submit_to_cluster(address, run, run_spec))
-    else:
-        where = _where(workers, device=device, join_cluster=address == "auto", dashboard=dashboard)
-        finished = _submit_here(manifest, run_spec, catalog, where, wait=wait, prune=prune)
-        _end(finished, catalog, as_json=as_json)
+    address = address or os.environ.get("RAY_ADDRESS")
+    on_cluster = address is not None and address.startswith(("http://", "https://"))
+    with telling(RunEnding(manifest, catalog), as_json=as_json) as ending:
+        ending.webhook = None if dry_run else webhook_of(webhook, on_cluster=on_cluster)
+        run_spec = _load(spec)
+        run_id = require_run_id(run_id) if run_id else None
+        if dry_run:
+            _print_plan(manifest, run_spec, catalog, _where(workers, device=device), prune=prune, as_json=as_json)
+        elif on_cluster:
+            from .cluster_job import new_cluster_run, submit_to_cluster
+
+            choices: dict[str, Any] = {"wait": wait, "prune": prune, "log_format": log_format}
+            run = new_cluster_run(run_id, manifest, catalog, workers, device, **choices)
+            ending.run_id = run.run_id
+            raise typer.Exit(submit_to_cluster(address or "", run, run_spec, follow=follow, as_json=as_json))
+        elif not follow:
+            fix = "give the --address of its dashboard, or leave it out"
+            raise _invalid("--no-follow is for a run on a cluster", fix)
+        else:
+            if address not in (None, "auto"):
+                os.environ["RAY_ADDRESS"] = address  # which is what Ray joins when it is told `auto`
+            where = _where(workers, device=device, join_cluster=address is not None, dashboard=dashboard)
+            options: dict[str, Any] = {"wait": wait, "prune": prune, "run_id": run_id, "on_run": ending.begun}
+            options["log_format"] = log_format
+            finished = _submit_here(manifest, run_spec, catalog, where, **options)
+            ending.finished(finished, _report_of(finished, catalog))
+            if not as_json:
+                _print_summary(finished, ending.report)
+    raise typer.Exit(ending.exit_code)
 
 
 @app.command(help=cli_text.STATUS)
-def status(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
+def status(
+    what: Annotated[str, typer.Argument(metavar="CATALOG|RUN", help=run_text.CATALOG_OR_RUN)],
+    catalog: run_commands.CatalogOption = None,
+    address: run_commands.AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
     from ..pipeline.catalog_store import CatalogStore
     from .status import catalog_status
 
-    found = catalog_status(CatalogStore(catalog))
+    if run_commands.names_a_run(what, catalog, address):
+        run_commands.show_run(what, catalog, address, as_json=as_json)
+        return
+    found = catalog_status(CatalogStore(what))
     print(found.to_json() if as_json else "\n".join(cli_text.status_lines(found)))
 
 
@@ -215,6 +257,8 @@ def bench(
 
 app.add_typer(catalog_commands.app)
 app.add_typer(schedule_commands.app)
+app.add_typer(model_commands.app)
+app.add_typer(run_commands.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -255,38 +299,47 @@ def _submit_here(manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, 
     return submit_local(manifest, spec, catalog, where=where, **choices)
 
 
-def _end(finished: FinishedRun, catalog: str, *, as_json: bool) -> None:
+def _report_of(finished: FinishedRun, catalog: str) -> str | None:
+    """Where its report lies; after a run that made none, the last one that did."""
     from ..pipeline.catalog_store import CatalogStore
     from .status import latest_report
 
-    where = finished.report or latest_report(CatalogStore(catalog))
-    if as_json:
-        also = {"report": where, "pruned": finished.pruned}
-        print(json.dumps(json.loads(finished.summary.to_json()) | also, indent=1, sort_keys=True))
-    else:
-        print("\n".join(cli_text.summary_lines(finished.summary, where, pruned=finished.pruned)))
-    raise typer.Exit(CONCEPTS_FAILED if finished.summary.failed else OK)
+    return finished.report or latest_report(CatalogStore(catalog))
+
+
+def _print_summary(finished: FinishedRun, report: str | None) -> None:
+    print("\n".join(cli_text.summary_lines(finished.summary, report, pruned=finished.pruned)))
 
 
 def _print_plan(
     manifest: str, spec: RunSpec, catalog: str, where: WhereToRun, *, prune: bool = False, as_json: bool
 ) -> None:
     from ..pipeline.catalog_store import CatalogStore
+    from ..pipeline.measured_speed import read_history
+    from ..pipeline.run_cost import estimate_cost, workload_of
     from ..pipeline.shard_commit import read_committed
     from .prepare_run import prepare_run
     from .run_display import counting
     from .submit import shards_of
     from .where_to_run import workers_here
 
-    committed = read_committed(CatalogStore(catalog))
+    committed = read_committed(store := CatalogStore(catalog))
     with counting(Console(stderr=True), "reading references") as on_digest:
         prepared = prepare_run(manifest, spec, committed, on_digest=on_digest)
     run_plan: RunPlan = prepared.plan(committed)
-    shards = shards_of(run_plan, spec, workers_here(where, spec))
+    workers = workers_here(where, spec)
+    shards = shards_of(run_plan, spec, workers)
+    cost = estimate_cost(
+        workload_of(shards, spec, prepared.base.revision),
+        read_history(store),
+        spec.prices,
+        workers,
+        device=None if where.device == "auto" else where.device,
+    )
     if as_json:
-        print(cli_text.json_of(cli_text.plan_values(run_plan, shards, prune=prune)))
+        print(cli_text.json_of(cli_text.plan_values(run_plan, shards, prune=prune, cost=cost)))
     else:
-        print("\n".join(cli_text.plan_lines(run_plan, shards, prune=prune)))
+        print("\n".join(cli_text.plan_lines(run_plan, shards, prune=prune, cost=cost)))
 
 
 def _invalid(message: str, fix: str) -> PersresError:

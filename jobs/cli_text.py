@@ -8,11 +8,15 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from . import run_text
+from .cost_text import cost_words, duration, estimate_lines
+
 if TYPE_CHECKING:
     from ..core.errors import ConceptFailure, Problem
     from ..pipeline.manifest_validation import ValidationReport
     from ..pipeline.plan import RunPlan, Shard
     from ..pipeline.run_accounting import RunSummary
+    from ..pipeline.run_cost import CostEstimate, RunCost
     from .status import CatalogStatus
 
 FAILURES_SHOWN = 10
@@ -45,6 +49,9 @@ Example: [bold]persres-batch validate mugs.parquet --spec run.yaml[/bold]"""
 
 PLAN = """Show what submitting would do: how many concepts it would train, only render again, and leave as they are.
 
+And what that would cost in device hours, time and (with `prices` in the run spec) money, by what earlier runs of the
+catalog took.
+
 Example: [bold]persres-batch plan mugs.parquet --spec run.yaml --catalog s3://bucket/mugs[/bold]"""
 
 SUBMIT = """Bring a catalog up to date with a manifest: train and render whatever is new or changed.
@@ -59,7 +66,10 @@ On a cluster: [bold]persres-batch submit s3://bucket/mugs.parquet --spec run.yam
 
 STATUS = """Show what a catalog holds, what the latest run has done, failed and left, and which run holds it now.
 
-Example: [bold]persres-batch status s3://bucket/mugs[/bold]"""
+Or how one run goes: waiting, under way, ended, stopped, failed or died. Its cluster may be gone: the catalog knows.
+
+Example: [bold]persres-batch status s3://bucket/mugs[/bold] or
+[bold]persres-batch status 20261122T190501Z-3fa9c1 --address http://127.0.0.1:8265[/bold]"""
 
 REPORT = """Write one self-contained HTML page with a catalog's references, renderings and scores.
 
@@ -81,7 +91,7 @@ sd1 and sd2 are Stable Diffusion's published shapes with random weights: nothing
 
 Example: [bold]persres-batch bench --model sd1 --device cuda --json sd1.json[/bold]"""
 
-BENCH_MODEL = "spriteworld, sd1, sd2, sdxl, or any base model: a folder or a Hub id."
+BENCH_MODEL = "spriteworld, sd1, sd2, sdxl, or any base model: a folder, a Hub id or a URI."
 BENCH_THREADS = "CPU threads. Default: all cores that this process may use."
 BENCH_ITERATIONS = "Training steps really done; seconds are scaled to the settings' iterations."
 BENCH_ROUNDS = "Measure every row this often, in turn, and keep the best."
@@ -96,15 +106,19 @@ SPEC = "The run spec; `persres-batch init` writes one."
 CATALOG = "Where residuals and renderings are kept: a folder, or an s3://, gs:// or az:// URI."
 WORKERS = (
     "Workers at once. Default: the spec's; else one for every GPU, or up to two on CPU cores, "
-    "and more on a cluster as nodes join it."
+    "and more on a cluster as nodes join it or its autoscaler may start them."
 )
 ADDRESS = (
-    "A Ray cluster's dashboard, such as http://127.0.0.1:8265, or `auto` from inside a cluster. "
-    "Default: a Ray of its own on this machine."
+    "A Ray cluster's dashboard, such as http://127.0.0.1:8265, to run there as a job; anything else, such as `auto`, "
+    "is a cluster that this machine is part of. Default: RAY_ADDRESS, else a Ray of its own on this machine."
+)
+WEBHOOK = (
+    "Tell this http(s):// address, as JSON, how the run ended. An address is a secret as a rule: set PERSRES_WEBHOOK "
+    "instead, and for a run on a cluster set it there."
 )
 DEVICE = (
-    "What workers run on. `auto`: GPUs where there are any now; "
-    "say `cuda` for a cluster that starts GPU nodes on demand."
+    "What workers run on. `auto`: GPUs where there are any, or a cluster of `ray up` may start some; "
+    "say `cuda` for other clusters that start GPU nodes on demand, as on Kubernetes."
 )
 DASHBOARD = "Serve the embedded Ray's dashboard on http://127.0.0.1:8265."
 WAIT = "While another run holds the catalog, wait for it to end."
@@ -141,7 +155,9 @@ def failure_line(failure: ConceptFailure) -> str:
     return f"  failed: {failure.concept_id} ({failure.stage}): {failure.reason}{fix}"
 
 
-def plan_lines(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) -> Iterator[str]:
+def plan_lines(
+    plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False, cost: CostEstimate | None = None
+) -> Iterator[str]:
     """A plan in words; `prune`: what the manifest no longer lists would be removed."""
     yield f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, " + (
         f"{len(plan.current)} current, {len(plan.failures)} failed"
@@ -156,9 +172,13 @@ def plan_lines(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) -
     else:
         yield f"{len(shards)} shard{'' if len(shards) == 1 else 's'}:"
         yield from _shortened([f"  {shard.shard_id}: {len(shard.concepts)} concepts" for shard in shards], SHARDS_SHOWN)
+    if cost is not None:
+        yield from estimate_lines(cost)
 
 
-def plan_values(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) -> dict[str, Any]:
+def plan_values(
+    plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False, cost: CostEstimate | None = None
+) -> dict[str, Any]:
     """A plan for `--json`."""
     return {
         "rows": plan.rows,
@@ -169,6 +189,7 @@ def plan_values(plan: RunPlan, shards: Sequence[Shard], *, prune: bool = False) 
         "pruned": list(plan.removed) if prune else [],
         "failures": plan.failures,
         "shards": [{"shard_id": shard.shard_id, "kind": shard.kind, "concepts": shard.concept_ids} for shard in shards],
+        "cost": cost,
     }
 
 
@@ -182,7 +203,7 @@ def summary_lines(summary: RunSummary, report: str | None, *, pruned: int = 0) -
         yield (
             f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current "
             f"({duration(summary.wall_seconds)}, {summary.workers} worker{'' if summary.workers == 1 else 's'}"
-            f"{_busy(summary.device_busy_share)})"
+            f"{_busy(summary.device_busy_share)}{_cost(summary.cost)})"
         )
     if pruned:
         yield f"{pruned} that the manifest no longer lists {'is' if pruned == 1 else 'are'} forgotten"
@@ -195,10 +216,9 @@ def status_lines(status: CatalogStatus) -> Iterator[str]:
     yield f"{status.uri}: {status.concepts} concepts committed, {status.runs} run{'' if status.runs == 1 else 's'}"
     latest = status.latest
     if latest is not None:
-        holds = status.holder is not None and status.holder.run_id == latest.run_id and not status.holder.expired
-        state = "ended" if latest.ended else "under way" if holds else "did not end: submit again to go on"
         counts = f"{latest.done} done, {len(latest.failed)} failed, {latest.left} left of {latest.planned}"
-        yield f"latest run {latest.run_id}: {counts} ({state}{_busy(latest.device_busy_share)})"
+        state = run_text.state_words(latest.state)
+        yield f"latest run {latest.run_id}: {counts} ({state}{_busy(latest.device_busy_share)}{_cost(latest.cost)})"
         yield from _shortened([failure_line(failure) for failure in latest.failed], FAILURES_SHOWN)
         if latest.report:
             yield f"report: {latest.report}"
@@ -210,18 +230,12 @@ def status_lines(status: CatalogStatus) -> Iterator[str]:
         yield f"held by run {status.holder.run_id} of {status.holder.owner} since {since}{expired}"
 
 
-def duration(seconds: float) -> str:
-    """A length of time for people: "42 s", "3 min 05 s", "2 h 10 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def _busy(share: float | None) -> str:
     return "" if share is None else f", device busy {share:.0%}"
+
+
+def _cost(cost: RunCost | None) -> str:
+    return "" if cost is None else f", {cost_words(cost)}"
 
 
 def json_of(value: Any) -> str:

@@ -1,30 +1,39 @@
 """Hand a run to a Ray cluster as a job: our own code travels with it, and nothing has to be installed there but the
-dependencies."""
+dependencies. The run has its name before it is sent, and can be asked for whatever becomes of the connection."""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import math
 import re
+import secrets
 import shlex
-import shutil
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..core.errors import InvalidInput, PersresError
+from ..core.errors import InvalidInput
+from ..pipeline.catalog_lease import owner_here
 from ..pipeline.manifest_row import without_credentials
+from ..pipeline.run_id import later_run_id
+from .cluster_runs import JobMetadata, RunJob, job_name, run_job
+from .job_log import follow_job
+from .job_server import ClusterAway, JobRefused, JobServer
+from .shipped_code import code_digest, copy_floors, package_version
 
-if TYPE_CHECKING:  # either import takes a second or more
-    from ray.job_submission import JobSubmissionClient
-
+if TYPE_CHECKING:
     from ..pipeline.run_spec import RunSpec
 
-FLOORS = ("core", "pipeline", "jobs")
-POLL_S = 1.0
+STOP_MARGIN_S = 60
+"""On top of a run's `grace_seconds`: to give back the lease and to leave word."""
+TRIES, PAUSE_S = 4, 5.0
 _SECRET_NAMES = re.compile(r"(?i)(^|[&;_-])(sig|signature|token|secret|password|credential|key)=")
 
 
@@ -38,25 +47,61 @@ class ClusterRun:
     device: str = "auto"
     wait: bool = False
     prune: bool = False
+    log_format: str = "text"
+    run_id: str = field(default_factory=lambda: later_run_id((), datetime.now(UTC), secrets.token_hex(3)))
+
+    @property
+    def job(self) -> str:
+        """Its submission id."""
+        return job_name(self.run_id)
 
     def entrypoint(self) -> str:
         """The job's command: the same `submit`, told to use the cluster it finds itself in."""
         command = ["python", "-m", "persres.jobs.cli", "submit", self.manifest_uri]
         command += ["--spec", "run.yaml", "--catalog", self.catalog_uri, "--address", "auto", "--device", self.device]
+        command += ["--run-id", self.run_id]
         if self.workers is not None:
             command += ["--workers", str(self.workers)]
         command += [option for option, asked in (("--wait", self.wait), ("--prune", self.prune)) if asked]
+        if self.log_format != "text":
+            command += ["--log-format", self.log_format]
         return shlex.join(command)
+
+    def metadata(self) -> JobMetadata:
+        """What the dashboard shows of it."""
+        return JobMetadata(
+            run_id=self.run_id,
+            manifest=without_credentials(self.manifest_uri),
+            catalog=self.catalog_uri,
+            code=code_digest(),
+            version=package_version(),
+            owner=owner_here(),
+        )
+
+
+def new_cluster_run(run_id: str | None, *arguments: Any, **options: Any) -> ClusterRun:
+    """A `ClusterRun` with this id, or with a new one."""
+    return ClusterRun(*arguments, **options, **({"run_id": run_id} if run_id else {}))
 
 
 def submit_to_cluster(
-    address: str, run: ClusterRun, spec: RunSpec, *, follow: bool = True, show: Callable[[str], None] = print
+    address: str,
+    run: ClusterRun,
+    spec: RunSpec,
+    *,
+    follow: bool = True,
+    as_json: bool = False,
+    show: Callable[[str], None] | None = None,
 ) -> int:
     """Submit a run as a Ray job and, with `follow`, print its log until it ends.
+
+    Submitting a run that the cluster has already, under the same name and with the same arguments, starts nothing.
 
     Args:
         address: the cluster's dashboard, such as "http://127.0.0.1:8265". A token in RAY_AUTH_TOKEN or at
             RAY_AUTH_TOKEN_PATH is used as Ray does.
+        as_json: at the end print on standard output, as JSON, which run and job it was and how it exited.
+        show: where all else is shown; by default standard output, or standard error with `as_json`.
 
     Returns:
         The exit code of `submit` on the cluster; 0 if the job is not followed.
@@ -64,39 +109,91 @@ def submit_to_cluster(
     Raises:
         InvalidInput: there is no Ray dashboard at the address, a path is relative, which means nothing over there, or
             a URI holds a password, which everybody who sees the dashboard could read.
-        PersresError: the job ended without an exit code, for example because it was stopped.
+        PersresError: the job was lost sight of, or ended without an exit code, for example because it was stopped.
     """
+    show = show or partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
     for uri in (run.manifest_uri, run.catalog_uri):
-        if "://" not in uri and not uri.startswith("/"):
-            raise InvalidInput(
-                f"{uri!r} is a relative path, which the cluster cannot find",
-                fix="give a URI such as s3://bucket/manifest.parquet, or an absolute path that every node has",
-            )
-        if holds_credentials(uri):
-            raise InvalidInput(
-                f"{without_credentials(uri)} was given with a password, key or signature inside: "
-                "the dashboard of the cluster would show it",
-                fix="give the URI alone; workers find credentials in their environment, a profile or the node's role",
-            )
-    client = _connect(address)
+        _require_public(uri)
+    server = JobServer(address)
+    submit_job(server, run, spec, show)
+    show(f"submitted run {run.run_id} to {address}, as job {run.job}")
+    code = _follow(server, run, show) if follow else None
+    if not follow:
+        show("\n".join(how_to_go_on(run.run_id, address)))
+    if as_json:
+        told = {"run_id": run.run_id, "job": run.job, "address": address, "catalog": run.catalog_uri, "exit_code": code}
+        print(json.dumps(told, indent=1, sort_keys=True))
+    return code or 0
+
+
+def _follow(server: JobServer, run: ClusterRun, show: Callable[[str], None]) -> int:
+    try:
+        return exit_code_of(follow_job(server, run.job, show), show)
+    except KeyboardInterrupt:
+        show("\n".join(["the run goes on without you:", *how_to_go_on(run.run_id, server.address)]))
+        return 130
+
+
+def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable[[str], None]) -> None:
+    """Hand the run over, and again if the answer was lost. There is one job, however often it is tried.
+
+    Raises:
+        ClusterAway: the cluster did not answer, nor a while later.
+        InvalidInput: it has another job of that name.
+        JobRefused: it does not take the job.
+    """
+    grace_s = math.ceil(spec.recovery.grace_seconds) + STOP_MARGIN_S
+    metadata = run.metadata()
+    variables = {"PERSRES_JOB": run.job, "PERSRES_CODE": metadata.code, "PERSRES_VERSION": metadata.version}
+    # Ray kills a job three seconds after it has asked it to stop; this is read by the process that does so.
+    variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(grace_s)
     with TemporaryDirectory() as folder:
         working_dir = Path(folder, "run")
         working_dir.mkdir()
         (working_dir / "run.yaml").write_text(spec.to_yaml())
-        job_id = client.submit_job(
-            entrypoint=run.entrypoint(),
-            runtime_env={"working_dir": str(working_dir), "py_modules": [str(copy_floors(Path(folder)))]},
-        )
-    show(f"submitted job {job_id} to {address}")
-    if not follow:
-        return 0
-    try:
-        asyncio.run(_follow(client, job_id, show))
-    except KeyboardInterrupt:
-        show(f"the job goes on; follow it with: ray job logs {job_id} --follow --address {address}")
-        show(f"stop it with: ray job stop {job_id} --address {address}")
-        return 130
-    return _exit_code(client, job_id)
+        package = str(copy_floors(Path(folder)))
+        environment = {"working_dir": str(working_dir), "py_modules": [package], "env_vars": variables}
+        for tries_left in reversed(range(TRIES)):
+            try:
+                server.submit(
+                    entrypoint=run.entrypoint(),
+                    submission_id=run.job,
+                    runtime_env=environment,
+                    metadata=metadata.to_ray(),
+                )
+                return
+            except (ClusterAway, JobRefused) as error:
+                if "already exists" in error.message:
+                    _require_same(server, run)
+                    show(f"the cluster has job {run.job} already")
+                    return
+                in_passing = isinstance(error, ClusterAway) or "try again" in error.message  # a head that comes up
+                if not (in_passing and tries_left):
+                    raise
+                show(f"{error.message}; trying again, which starts no second job")
+                time.sleep(PAUSE_S)
+
+
+def how_to_go_on(run_id: str, address: str) -> list[str]:
+    """The commands for a run that nobody looks at any more."""
+    where = shlex.join(["--address", address])
+    return [
+        f"how it goes:   persres-batch status {run_id} {where}",
+        f"what it says:  persres-batch logs {run_id} --follow {where}",
+        f"stop it:       persres-batch stop {run_id} {where}",
+    ]
+
+
+def exit_code_of(job: RunJob, show: Callable[[str], None] = print) -> int:
+    """What `submit` on the cluster exited with: 143 if Ray stopped it, 1 if it died without a word."""
+    if job.exit_code is not None:
+        return job.exit_code
+    if job.state == "stopped":
+        show(f"run {job.metadata.run_id} was stopped; submit again to go on, which does only what is missing")
+        return 143
+    show(f"run {job.metadata.run_id} died: {job.reason or 'Ray does not say why'}")
+    show("submit again: only what is missing is done")
+    return 1
 
 
 def holds_credentials(uri: str) -> bool:
@@ -112,50 +209,26 @@ def holds_credentials(uri: str) -> bool:
     return bool(parts.password or (is_web and parts.username) or _SECRET_NAMES.search(parts.query))
 
 
-def copy_floors(folder: Path) -> Path:
-    """A copy of this package as one importable folder, `<folder>/persres`.
-
-    A folder is uploaded under the digest of its content. A wheel would be uploaded under its name, and one of the
-    same name that is already there would be run in its stead, however old.
-    """
-    source, package = Path(__file__).resolve().parent.parent, folder / "persres"
-    for floor in FLOORS:
-        shutil.copytree(source / floor, package / floor, ignore=shutil.ignore_patterns("__pycache__"))
-    return package
-
-
-def _connect(address: str) -> JobSubmissionClient:
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError:
+def _require_public(uri: str) -> None:
+    if "://" not in uri and not uri.startswith("/"):
         raise InvalidInput(
-            f"the Ray cluster at {address} did not accept this user's token, or was given none",
-            fix="set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in the file at "
-            "RAY_AUTH_TOKEN_PATH (by default ~/.ray/auth_token)",
-        ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InvalidInput(
-            f"no Ray cluster answers at {address}: {error}",
-            fix="give the dashboard's address, such as http://127.0.0.1:8265 behind `ray dashboard cluster.yaml`",
-        ) from error
-
-
-async def _follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job_id):
-        show(text.rstrip("\n"))
-
-
-def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
-    while not (info := client.get_job_info(job_id)).status.is_terminal():
-        time.sleep(POLL_S)
-    if info.status.value == "SUCCEEDED":
-        return 0
-    if info.driver_exit_code is None:
-        raise PersresError(
-            f"job {job_id} ended as {info.status.value}: {info.message}",
-            fix="submit again: only what is missing is done",
+            f"{uri!r} is a relative path, which the cluster cannot find",
+            fix="give a URI such as s3://bucket/manifest.parquet, or an absolute path that every node has",
         )
-    return info.driver_exit_code
+    if holds_credentials(uri):
+        raise InvalidInput(
+            f"{without_credentials(uri)} was given with a password, key or signature inside: "
+            "the dashboard of the cluster would show it",
+            fix="give the URI alone; workers find credentials in their environment, a profile or the node's role",
+        )
+
+
+def _require_same(server: JobServer, run: ClusterRun) -> None:
+    """The job that has our run's name is our run's: an earlier try's, whose answer was lost."""
+    details = server.job(run.job)
+    found = run_job(details) if details else None
+    if details is None or found is None or details.entrypoint != run.entrypoint():
+        raise InvalidInput(
+            f"the cluster at {server.address} has another job named {run.job}",
+            fix="submit without --run-id, which makes a new name",
+        )

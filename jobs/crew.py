@@ -78,7 +78,8 @@ class Worker:
 
     def give(self, attempt: ShardAttempt) -> None:
         """Put a shard into its hands."""
-        self.in_flight[self.actor.personalize.remote(attempt.shard, attempt.attempt)] = InFlight(attempt)
+        named = self.actor.personalize.options(name=f"shard {attempt.shard.shard_id}, attempt {attempt.attempt}")
+        self.in_flight[named.remote(attempt.shard, attempt.attempt)] = InFlight(attempt)
         self.moved = time.monotonic()
 
     def done_with(self, call: Any) -> ShardAttempt:
@@ -90,6 +91,12 @@ class Worker:
         """Seconds without any sign that its work goes on; 0 while it has none, or waits for a machine."""
         loading = self.node is not None and self.ready_since is None
         return now - self.moved if loading or self.in_flight else 0.0
+
+    def idle_for(self, now: float) -> float:
+        """Seconds that it has been on its machine, with its model loaded or not, and has had no shard; else 0."""
+        if self.in_flight or self.leaving or (self.node is None and self.ready_since is None):
+            return 0.0
+        return now - max(self.moved, self.ready_since or 0.0)
 
     @property
     def on_device(self) -> bool:
@@ -147,15 +154,25 @@ class Crew:
         """How many have loaded their model."""
         return sum(worker.ready_since is not None for worker in self._workers)
 
-    def hire_up_to(self, wanted: int) -> None:
-        """Start workers until so many are there that are not about to leave; of those too many, let go who wait."""
+    @property
+    def busy(self) -> int:
+        """How many have a shard in hand and are not about to leave."""
+        return sum(bool(worker.in_flight) and not worker.leaving for worker in self._workers)
+
+    def hire_up_to(self, wanted: int) -> int:
+        """Start workers until so many are there that are not about to leave; of those too many, let go who wait.
+
+        Those who came last go first: a machine may be on its way for the others. Returns how many were let go.
+        """
         staying = [worker for worker in self._workers if not worker.leaving]
         for _ in range(wanted - len(staying)):
             actor, now = self._make_worker(), time.monotonic()
             self._workers.append(Worker(actor, _ask_where(actor), actor.ready.remote(), hired=now, moved=now))
         self.most = max(self.most, min(wanted, len(self._workers)))
-        for worker in self.unplaced[: max(0, len(staying) - wanted)]:
+        too_many = [worker for worker in reversed(self.unplaced) if not worker.leaving][: max(0, len(staying) - wanted)]
+        for worker in too_many:
             self.dismiss(worker)
+        return len(too_many)
 
     def dismiss(self, worker: Worker) -> None:
         """End a worker's process; what it has in hand ends with it."""

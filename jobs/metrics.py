@@ -48,6 +48,7 @@ CONCEPTS = Series("persres_concepts", "gauge", "Concepts of the run: committed, 
 WORKERS = Series("persres_workers", "gauge", "Workers that have loaded their model")
 SHARDS_WAITING = Series("persres_shards_waiting", "gauge", "Shards that no worker has taken yet")
 BUSY_SHARE = Series("persres_device_busy_share", "gauge", "Device time of ended shards, as a part of the workers' time")
+SECONDS_TO_GO = Series("persres_seconds_to_go", "gauge", "How long the run is likely to go on, as its terminal says")
 PACK_SIZE = Series("persres_pack_size", "gauge", "Concepts trained together in the shard that ended last")
 PHASE_SECONDS = Series("persres_phase_seconds", "counter", "Workers' time by phase, in seconds", ("phase",))
 SHARDS_ENDED = Series("persres_shards_ended", "counter", "Shards that were carried out")
@@ -57,8 +58,8 @@ BYTES_WRITTEN = Series("persres_bytes_written", "counter", "Bytes of data files 
 SHARD_TIME = Series("persres_shard_seconds", "histogram", "A shard's time in all its phases, in seconds")
 
 ALL_SERIES = (
-    CONCEPTS, WORKERS, SHARDS_WAITING, BUSY_SHARE, PACK_SIZE, PHASE_SECONDS, SHARDS_ENDED, RETRIES, INCIDENTS,
-    BYTES_WRITTEN, SHARD_TIME,
+    CONCEPTS, WORKERS, SHARDS_WAITING, SECONDS_TO_GO, BUSY_SHARE, PACK_SIZE, PHASE_SECONDS, SHARDS_ENDED, RETRIES,
+    INCIDENTS, BYTES_WRITTEN, SHARD_TIME,
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class RunMetrics:
         self._pack_size: int | None = None
         self._made = {series: _make(series, run_id) for series in ALL_SERIES}
 
-    def progress(self, progress: RunProgress) -> None:
+    def progress(self, progress: RunProgress, seconds_to_go: float | None = None) -> None:
         """Take down how far the run is; to be called all the time, at least every few seconds."""
         underway = min(float(progress.left), progress.underway)
         states = {
@@ -92,6 +93,7 @@ class RunMetrics:
             self._set(CONCEPTS, count, state=state)
         self._set(WORKERS, progress.workers)
         self._set(SHARDS_WAITING, progress.shards_waiting)
+        self._set(SECONDS_TO_GO, seconds_to_go)
         self._set(PACK_SIZE, self._pack_size)
         self._set(BUSY_SHARE, self._busy_share(progress.workers))
 

@@ -16,11 +16,35 @@ from .run_outcome import RunProgress
 LINE_INTERVAL_S = 10.0
 
 
-def time_to_go(done: float, total: float, seconds: float) -> str:
-    """An estimate in words, such as "about 4 min to go"; empty before there is anything to judge by."""
-    if done <= 0 or seconds <= 0:
+class Pace:
+    """When a run is likely to be done, by how fast it was since its first worker had loaded its model.
+
+    Args:
+        total: concepts that the run has to do.
+        clock: seconds that only grow; tests bring their own.
+    """
+
+    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock = total, clock
+        self._first_work: float | None = None
+
+    def seconds_to_go(self, progress: RunProgress) -> float | None:
+        """How long it is likely to take from now on; None before there is anything to judge by. Ask it all the time."""
+        now = self._clock()
+        if self._first_work is None and progress.workers:
+            self._first_work = now  # loading models says nothing about the speed of the work
+        if not progress.left:
+            return 0.0
+        done = progress.committed + progress.failed + progress.underway
+        if self._first_work is None or done <= 0 or now <= self._first_work:
+            return None
+        return (now - self._first_work) * max(0.0, self._total - done) / done
+
+
+def in_words(left: float | None) -> str:
+    """Seconds to go in words, such as "about 4 min to go"; empty where there is nothing to say."""
+    if not left:
         return ""
-    left = seconds * (total - done) / done
     if left < 90:
         return f"about {max(1, round(left))} s to go"
     if left < 5400:
@@ -46,7 +70,6 @@ class RunDisplay:
         self._started = self._last_line = clock()
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._first_work: float | None = None
 
     def __enter__(self) -> RunDisplay:
         if self._console.is_terminal:
@@ -69,20 +92,16 @@ class RunDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, progress: RunProgress) -> None:
+    def show(self, progress: RunProgress, seconds_to_go: float | None = None) -> None:
         """Bring the display up to date; off a terminal this prints at most every `LINE_INTERVAL_S` seconds."""
-        now = self._clock()
-        if self._first_work is None and progress.workers:
-            self._first_work = now  # loading models says nothing about the speed of the work
+        now, to_go = self._clock(), in_words(seconds_to_go)
         done = progress.committed + progress.failed + progress.underway
-        to_go = time_to_go(done, self._total, now - self._first_work) if self._first_work is not None else ""
         text = counts(progress) if progress.workers else "waiting for a worker"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text, to_go=to_go if progress.left else "")
+            self._bar.update(self._task, completed=done, description=text, to_go=to_go)
         elif now - self._last_line >= LINE_INTERVAL_S:
             self._last_line = now
-            parts = [text, f"{now - self._started:.0f} s", *([to_go] if to_go and progress.left else [])]
-            self.print(", ".join(parts))
+            self.print(", ".join([text, f"{now - self._started:.0f} s", *([to_go] if to_go else [])]))
 
     def print(self, text: str) -> None:
         """One line, above the bar where there is one."""

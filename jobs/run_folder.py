@@ -24,12 +24,15 @@ class RunFolder:
     store: CatalogStore
     run_id: str
 
-    def write_plan(self, manifest_uri: str, spec: RunSpec, plan: RunPlan, *, prune: bool) -> None:
+    def write_plan(
+        self, manifest_uri: str, spec: RunSpec, plan: RunPlan, *, prune: bool, job: str | None = None
+    ) -> None:
         """Leave what is about to be done, where `status` finds it.
 
         Args:
             manifest_uri: without credentials.
             prune: whether what the manifest no longer lists is removed at the end.
+            job: the submission id of a run that is a cluster's job.
         """
         content = {
             "run_id": self.run_id,
@@ -40,6 +43,7 @@ class RunFolder:
             "removed": list(plan.removed),
             "prune": prune,
             "failed": [failure.concept_id for failure in plan.failures],
+            **({"job": job} if job else {}),
         }
         self._write("spec.yaml", spec.to_yaml().encode())
         self._write("plan.json", _json(content))

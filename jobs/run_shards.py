@@ -26,15 +26,14 @@ from ..pipeline.plan import Shard
 from ..pipeline.recovery import RecoverySettings
 from ..pipeline.shard_stages import WorkerSpoilt
 from ..pipeline.shard_work import ShardSummary
-from .cluster_nodes import draining_nodes
-from .crew import PATIENCE_FOR_A_MACHINE_S, SHARDS_IN_HAND, Crew, MakeWorker, Worker
+from .crew import SHARDS_IN_HAND, Crew, MakeWorker, Worker
 from .ray_errors import had_notice, loss_in_words, machine_is_to_blame, original_error
 from .run_outcome import RunOutcome, RunProgress
 from .shard_queue import ShardAttempt, ShardQueue
+from .staffing import Staffing, in_words
 
 WAIT_S = 0.5
 DISPLAY_INTERVAL_S = 0.2
-CLUSTER_INTERVAL_S = 3.0  # between two looks at which machines there are
 ASLEEP_S = 10.0  # a loop that took longer was not waiting but suspended
 STORE_PAUSE_S = 5.0  # before the next try after a store failed; doubled for every failure in a row
 LONGEST_STORE_PAUSE_S = 60.0
@@ -51,6 +50,7 @@ def run_shards(
     on_progress: Callable[[RunProgress], None] = lambda progress: None,
     on_incident: Callable[[str], None] = lambda text: None,
     on_notice: Callable[[str], None] = lambda text: None,
+    on_start: Callable[[ShardAttempt], None] = lambda attempt: None,
     on_shard: Callable[[ShardSummary], None] = lambda summary: None,
     check: Callable[[], None] = lambda: None,
     may_start: Callable[[], bool] = lambda: True,
@@ -67,6 +67,7 @@ def run_shards(
         recovery: what the run puts up with.
         on_incident: told what happened to a worker or a shard; `outcome.incidents` keeps it.
         on_notice: told what the run waits for.
+        on_start: told of every attempt that a worker is given.
         on_shard: told what every attempt gave that was carried out.
         check: called all the time; whatever it raises ends the run at once.
         may_start: whether shards may be handed out now; no is for a while, and shards in flight go on.
@@ -83,12 +84,16 @@ def run_shards(
             the run as a whole.
     """
     recovery = recovery or RecoverySettings()
-    driver = _Driver(ShardQueue(shards, max_losses=recovery.max_losses), Crew(make_worker), recovery)
-    driver.how_many = workers if callable(workers) else lambda: workers
+    queue, crew = ShardQueue(shards, max_losses=recovery.max_losses), Crew(make_worker)
+    how_many = workers if callable(workers) else lambda: workers
+    staffing = Staffing(
+        crew, queue, how_many, recovery.idle_seconds, capacity, on_notice, lambda text: driver.tell(text)
+    )
+    driver = _Driver(queue, crew, staffing, recovery)
     driver.on_progress, driver.on_incident, driver.on_notice = on_progress, on_incident, on_notice
-    driver.on_shard = on_shard
+    driver.on_start, driver.on_shard = on_start, on_shard
     driver.check, driver.may_start, driver.stop_asked = check, may_start, stop_asked
-    driver.capacity, driver.find_commit = capacity, find_commit
+    driver.find_commit = find_commit
     return driver.run()
 
 
@@ -104,38 +109,32 @@ class _Ending:
 class _Driver:
     queue: ShardQueue
     crew: Crew
+    staffing: Staffing
     recovery: RecoverySettings
-    how_many: Callable[[], int] = lambda: 1
-    wanted: int = 1
     ending: _Ending | None = None
     seconds: Counter[str] = field(default_factory=Counter)
     incidents: list[str] = field(default_factory=list)
     failed_starts: int = 0
     store_failures: int = 0
-    hires_from: float = 0.0
     held_back_since: float | None = None
     awake: float = field(default_factory=time.monotonic)
-    looked_at_cluster: float = float("-inf")
-    noticed_capacity: float = float("-inf")
     shown: float = float("-inf")
     on_progress: Callable[[RunProgress], None] = lambda progress: None
     on_incident: Callable[[str], None] = lambda text: None
     on_notice: Callable[[str], None] = lambda text: None
+    on_start: Callable[[ShardAttempt], None] = lambda attempt: None
     on_shard: Callable[[ShardSummary], None] = lambda summary: None
     check: Callable[[], None] = lambda: None
     may_start: Callable[[], bool] = lambda: True
     stop_asked: Callable[[], bool] = lambda: False
-    capacity: Callable[[], str] = lambda: ""
     find_commit: Callable[[ShardAttempt], ShardCommit | None] = lambda attempt: None
 
     def run(self) -> RunOutcome:
         try:
             while self.queue.open_shards and not self._is_over():
                 self.check()
-                self._look_at_cluster()
-                if self._may_hand_out():
-                    self._hire()
-                    self._assign()
+                self.staffing.look_at_cluster()
+                self._hand_out()
                 self._settle(self.crew.ended_calls(WAIT_S))
                 self.crew.look_round()
                 self._take_from_stalled()
@@ -173,44 +172,32 @@ class _Driver:
         self.ending = _Ending(time.monotonic() + grace, error)
         if count:
             why = f"the run ends ({error})" if error else "asked to stop"
-            self.on_notice(f"{why}: {_shards(count)} in flight may take up to {grace:.0f} s to be committed")
+            self.on_notice(f"{why}: {in_words(count, 'shard')} in flight may take up to {grace:.0f} s to be committed")
 
-    def _look_at_cluster(self) -> None:
-        """Now and then: which machines go, how many workers are wanted, and who has been waiting for a machine."""
-        now = time.monotonic()
-        if now - self.looked_at_cluster < CLUSTER_INTERVAL_S:
-            return
-        self.looked_at_cluster = now
-        going = draining_nodes()
-        for worker in self.crew:
-            if worker.node in going and not worker.leaving:
-                worker.leaving = "its machine has been given notice"
-                count = _shards(len(worker.in_flight))
-                self._tell(f"the machine of a worker with {count} in hand has been given notice: it gets no more")
-        self.wanted = self.how_many()
-        waiting = [worker for worker in self.crew.unplaced if now - worker.hired >= PATIENCE_FOR_A_MACHINE_S]
-        if waiting and now - self.noticed_capacity >= PATIENCE_FOR_A_MACHINE_S:
-            self.noticed_capacity = now
-            minutes = (now - min(worker.hired for worker in waiting)) / 60
-            many = "1 worker has" if len(waiting) == 1 else f"{len(waiting)} workers have"
-            text = f"{many} been waiting for a machine for {minutes:.0f} min, of {self.wanted} wanted"
-            self.on_notice("; ".join(filter(None, (text, self.capacity()))))
+    def _hand_out(self) -> None:
+        """Hire, give out shards, and let those go that there is nothing for."""
+        if self.ending is not None:
+            self.staffing.send_home()
+        elif self._holds_catalog():
+            self.staffing.hire()
+            self._assign()
+            self.staffing.let_go()
+        else:
+            self.staffing.hold()
 
-    def _may_hand_out(self) -> bool:
-        """Not when the run ends, nor while it is not sure to hold its catalog: the store cannot be reached then.
+    def _holds_catalog(self) -> bool:
+        """Whether shards may be handed out: not while the lease is uncertain, for the store cannot be reached then.
 
         Raises:
             StoreUnavailable: that has lasted too long, and nothing is in flight.
         """
-        if self.ending is not None:
-            return False
         if self.may_start():
             self.held_back_since = None
             return True
         now = time.monotonic()
         if self.held_back_since is None:
             self.held_back_since = now
-            self._tell("the lease on the catalog cannot be renewed: no shard is handed out until it can")
+            self.tell("the lease on the catalog cannot be renewed: no shard is handed out until it can")
         waited = now - self.held_back_since
         if waited > self.recovery.store_patience_seconds and not self.crew.in_flight:
             raise StoreUnavailable(
@@ -218,10 +205,6 @@ class _Driver:
                 fix="submit again when it does: what was committed is kept",
             )
         return False
-
-    def _hire(self) -> None:
-        if time.monotonic() >= self.hires_from:
-            self.crew.hire_up_to(min(self.wanted, self.queue.open_shards))
 
     def _assign(self) -> None:
         """Give every worker its first shard before any gets its second, and keep one back for each that has none."""
@@ -233,6 +216,7 @@ class _Driver:
                     return
                 if worker.takes(shards, now) and (attempt := self.queue.take(beside_others=shards > 0)):
                     worker.give(attempt)
+                    self.on_start(attempt)
 
     # -- what happened -------------------------------------------------------------------------------------------------
 
@@ -268,7 +252,7 @@ class _Driver:
         self.store_failures = 0
         self.on_shard(result)
         for note in result.notes:
-            self._tell(f"shard {attempt.shard.shard_id}: {note}")
+            self.tell(f"shard {attempt.shard.shard_id}: {note}")
 
     def _raised(self, worker: Worker, call: Any, error: BaseException) -> None:
         if call == worker.starting:
@@ -284,12 +268,12 @@ class _Driver:
             if self._had_committed(attempt):
                 return
             try:
-                self._tell(self.queue.store_failed(attempt, error))
+                self.tell(self.queue.store_failed(attempt, error))
             except StoreError:  # it would not fare better: but what other workers are about to commit may
                 self._end(error)
         elif isinstance(error, WorkerSpoilt):
             worker.leaving = worker.leaving or error.message
-            self._tell(self.queue.returned(attempt, error.message))
+            self.tell(self.queue.returned(attempt, error.message))
         elif isinstance(error, PersresError) and not isinstance(error, ConceptError):
             raise error  # such as a device too small for the settings: no shard would fare better
         else:
@@ -297,7 +281,7 @@ class _Driver:
             # a warm worker has to be as good as a fresh one: so it becomes a fresh one, once it has committed what is
             # past its device.
             worker.leaving = worker.leaving or "it raised an error"
-            self._tell(self.queue.raised(attempt, error))
+            self.tell(self.queue.raised(attempt, error))
 
     def _lost(self, worker: Worker, reason: str, *, given_notice: bool = False) -> None:
         """A worker died, or nothing moves in it: whatever it is, it is dismissed."""
@@ -308,7 +292,7 @@ class _Driver:
         else:
             incidents = self.queue.lost(in_hand, reason, preempted=given_notice)
         for incident in incidents:
-            self._tell(incident)
+            self.tell(incident)
 
     def _had_committed(self, attempt: ShardAttempt) -> bool:
         """Whether an attempt that did not return had come to its end all the same; then nothing of it is done again."""
@@ -329,22 +313,23 @@ class _Driver:
                 record.failures,
                 record.seconds,
                 bytes_written=record.bytes_written,
+                measured=record.measured,
             )
         )
-        self._tell(f"shard {attempt.shard.shard_id} was committed before its worker could say so")
+        self.tell(f"shard {attempt.shard.shard_id} was committed before its worker could say so")
         return True
 
     def _failed_to_start(self, worker: Worker, reason: str, *, machine_is_gone: bool = False) -> None:
         self.crew.dismiss(worker)
         if machine_is_gone:
-            self._tell(f"a worker lost its machine while it was starting and is replaced ({reason})")
+            self.tell(f"a worker lost its machine while it was starting and is replaced ({reason})")
             return
         self.failed_starts += 1
-        if self.failed_starts < max(MAX_FAILED_STARTS, self.wanted):
-            self._tell(f"a worker failed while it was starting and is replaced ({reason})")
+        if self.failed_starts < max(MAX_FAILED_STARTS, self.staffing.wanted):
+            self.tell(f"a worker failed while it was starting and is replaced ({reason})")
         elif self.crew.ready:
-            self.hires_from = time.monotonic() + START_PAUSE_S
-            self._tell(f"{self.failed_starts} workers in a row failed while starting; the others go on ({reason})")
+            self.staffing.hires_from = time.monotonic() + START_PAUSE_S
+            self.tell(f"{self.failed_starts} workers in a row failed while starting; the others go on ({reason})")
         else:
             raise PersresError(
                 f"{self.failed_starts} workers in a row failed while they were starting, the last one with: {reason}",
@@ -371,9 +356,10 @@ class _Driver:
     def _tell_what_is_abandoned(self) -> None:
         if self.crew.in_flight:
             count = len(self.crew.in_flight)
-            self._tell(f"{_shards(count)} in flight not committed within {self.recovery.grace_seconds:.0f} s")
+            self.tell(f"{in_words(count, 'shard')} in flight not committed within {self.recovery.grace_seconds:.0f} s")
 
-    def _tell(self, incident: str) -> None:
+    def tell(self, incident: str) -> None:
+        """Something happened and was dealt with."""
         self.incidents.append(incident)
         self.on_incident(incident)
 
@@ -393,7 +379,3 @@ class _Driver:
                 shards_waiting=self.queue.waiting,
             )
         )
-
-
-def _shards(count: int) -> str:
-    return f"{count} shard{'' if count == 1 else 's'}"

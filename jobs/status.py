@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..core.errors import ConceptFailure, InvalidInput, ManifestInvalid
-from ..pipeline.catalog_lease import lease_holder
+from ..core.errors import InvalidInput, ManifestInvalid
+from ..pipeline.catalog_lease import LeaseState, lease_holder
 from ..pipeline.catalog_store import CatalogStore
 from ..pipeline.manifest import ManifestRow, read_manifest
 from ..pipeline.reference_images import ReferenceSettings, load_references
 from ..pipeline.report import build_report
-from ..pipeline.run_accounting import RunSummary
 from ..pipeline.run_spec import RunSpec
-from ..pipeline.shard_commit import read_committed, read_records
+from ..pipeline.shard_commit import read_committed
+from .run_state import RunStatus, run_status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,30 +34,13 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class LatestRun:
-    """The newest run of a catalog. `left` concepts are neither done nor failed; `ended` once its summary is written.
-
-    `device_busy_share` is known then too: the part of the workers' time in which their devices worked.
-    """
-
-    run_id: str
-    planned: int
-    done: int
-    failed: tuple[ConceptFailure, ...]
-    left: int
-    ended: bool
-    report: str | None
-    device_busy_share: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class CatalogStatus:
     """A catalog at a glance."""
 
     uri: str
     concepts: int
     runs: int
-    latest: LatestRun | None
+    latest: RunStatus | None
     holder: Holder | None
 
     def to_json(self) -> str:
@@ -76,9 +59,10 @@ def catalog_status(store: CatalogStore, *, now: float | None = None) -> CatalogS
     committed = read_committed(store)
     runs = store.run_ids()
     newest = _newest_with(store, runs, "plan.json")
-    latest = _latest_run(store, newest, committed.of_run(newest)) if newest else None
-    holder = _holder(store, time.time() if now is None else now)
-    return CatalogStatus(store.uri, len(committed), len(runs), latest, holder)
+    now, lease, latest = time.time() if now is None else now, lease_holder(store), None
+    if newest is not None:
+        latest = run_status(store, newest, committed=lambda: committed.of_run(newest), holder=lease, now=now)
+    return CatalogStatus(store.uri, len(committed), len(runs), latest, _holder(lease, now))
 
 
 def latest_report(store: CatalogStore) -> str | None:
@@ -92,31 +76,7 @@ def _newest_with(store: CatalogStore, run_ids: Sequence[str], document: str) -> 
     return next((run_id for run_id in reversed(run_ids) if store.exists(store.run_file(run_id, document))), None)
 
 
-def _latest_run(store: CatalogStore, run_id: str, committed: Set[str]) -> LatestRun:
-    plan: Mapping[str, Any] = json.loads(store.read(store.run_file(run_id, "plan.json")))
-    work = {*plan["train"], *plan["render_only"]}
-    done = work & committed
-    summary_file = store.run_file(run_id, "summary.json")
-    summary = RunSummary.from_json(store.read(summary_file)) if store.exists(summary_file) else None
-    told = summary.failed if summary else [one for record in read_records(store, run_id) for one in record.failures]
-    failures = {failure.concept_id: failure for failure in told}
-    failed = {concept_id: failure for concept_id, failure in sorted(failures.items()) if concept_id not in done}
-    unread = [concept_id for concept_id in plan["failed"] if concept_id not in failed]  # known only at the run's end
-    report = store.run_file(run_id, "report.html")
-    return LatestRun(
-        run_id=run_id,
-        planned=len(work) + len(plan["failed"]),
-        done=len(done),
-        failed=tuple(failed.values()),
-        left=len(work - done - failed.keys()) + len(unread),
-        ended=summary is not None,
-        report=store.url(report) if store.exists(report) else None,
-        device_busy_share=summary.device_busy_share if summary else None,
-    )
-
-
-def _holder(store: CatalogStore, now: float) -> Holder | None:
-    state = lease_holder(store)
+def _holder(state: LeaseState | None, now: float) -> Holder | None:
     if state is None:
         return None
     return Holder(state.run_id, state.owner, state.acquired_at, expired=now - state.renewed_at > state.ttl_s)

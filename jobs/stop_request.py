@@ -1,4 +1,5 @@
 """Ctrl-C and termination signals: the first asks a run to end in an orderly way, the next one ends it at once.
+Whoever cannot send a signal has `StopRequest.ask`.
 
 Orderly is only possible while shards are in flight. Before that and after it there is nothing to wait for, and the
 first signal ends the run like the second.
@@ -21,6 +22,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._orderly = False
+        self._heeds_signals = False
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -29,6 +31,16 @@ class StopRequest:
     def exit_code(self) -> int:
         """What a shell reports of a process that such a signal ended: 130 for Ctrl-C, 143 for a termination signal."""
         return 128 + (self.received or signal.SIGINT)
+
+    def ask(self) -> None:
+        """Ask the run to stop, from any thread, as a first SIGTERM does."""
+        if self.received is not None:
+            return
+        main = threading.main_thread().ident
+        if self._heeds_signals and main is not None:
+            signal.pthread_kill(main, signal.SIGTERM)  # it may be asleep, and only a signal wakes it
+        else:
+            self.received = signal.SIGTERM
 
     @contextmanager
     def orderly(self) -> Iterator[None]:
@@ -58,9 +70,11 @@ def heeding_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     before = _handlers(request._heed)
+    request._heeds_signals = signal.SIGTERM in before
     try:
         yield request
     finally:
+        request._heeds_signals = False
         _restore(before)
 
 

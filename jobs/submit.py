@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,10 +26,18 @@ from ..pipeline.run_accounting import RunSummary, account_for
 from ..pipeline.run_id import new_run_id
 from ..pipeline.run_spec import RunSpec
 from ..pipeline.shard_commit import read_committed
+from .catalog_stop import StopWord, heeding_catalog
+from .cluster_runs import JobMetadata
+from .model_fetch import fetch_planned
 from .prepare_run import PreparedRun, prepare_run
-from .run_display import RunDisplay, counting
+from .run_books import RunBooks
+from .run_display import Pace, RunDisplay, counting
 from .run_folder import RunFolder
-from .run_outcome import RunOutcome, RunProgress
+from .run_log import LogFormat, RunEvent, RunLog, event_printer
+from .run_outcome import RunOutcome
+from .run_state import STOPPED
+from .run_watch import RunWatch
+from .shipped_code import code_digest, package_version, versions_here
 from .stop_request import StopRequest, heeding_signals
 from .where_to_run import WhereToRun, workplace
 
@@ -76,6 +82,9 @@ def submit_local(
     wait: bool = False,
     prune: bool = False,
     console: Console | None = None,
+    run_id: str | None = None,
+    on_run: Callable[[str], None] = lambda run_id: None,
+    log_format: LogFormat = "text",
 ) -> FinishedRun:
     """Bring a catalog up to date with a manifest, and wait until that is done.
 
@@ -85,6 +94,10 @@ def submit_local(
         wait: while another run holds the catalog, wait for it to end.
         prune: at the end, forget the concepts that the manifest no longer lists.
         console: where progress is shown; standard error by default.
+        run_id: the run's name, as `later_run_id` makes it; by default a new one. It gets a later one, and says so, if
+            the catalog has seen a run that began after it: readers believe the latest.
+        on_run: told the run's id as soon as it holds the catalog, and so will leave its documents there.
+        log_format: what is printed on the console: lines and a bar for people, or every event as a line of JSON.
 
     Raises:
         InvalidInput: the manifest or the spec cannot be used; nothing was started.
@@ -92,8 +105,18 @@ def submit_local(
         RunStopped: interrupted, by Ctrl-C or a termination signal.
         PersresError: the run cannot go on, because the store or every worker fails.
     """
+    console = console or Console(stderr=True)
+    on_event = event_printer(console, log_format)
     submission = _Submission(
-        manifest_uri, spec, absolute_uri(catalog_uri), where or WhereToRun(), prune, console or Console(stderr=True)
+        manifest_uri,
+        spec,
+        absolute_uri(catalog_uri),
+        where or WhereToRun(),
+        prune,
+        console if log_format == "text" else Console(quiet=True, force_terminal=False),
+        run_id,
+        on_run,
+        on_event,
     )
     with heeding_signals() as stop:
         try:
@@ -104,7 +127,7 @@ def submit_local(
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
-    """What somebody asked for, and how to tell them what is going on."""
+    """What somebody asked for, and how to tell them what is going on: bars on `console`, all else by `on_event`."""
 
     manifest_uri: str
     spec: RunSpec
@@ -112,6 +135,9 @@ class _Submission:
     where: WhereToRun
     prune: bool
     console: Console
+    run_id: str | None = None
+    on_run: Callable[[str], None] = lambda run_id: None
+    on_event: Callable[[RunEvent], None] = lambda event: None
 
     def carry_out(self, stop: StopRequest, *, wait: bool) -> FinishedRun:
         started = time.monotonic()
@@ -123,7 +149,7 @@ class _Submission:
             self.say(f"warning: {warning}")
         plan, ttl_s = prepared.plan(committed), self.spec.recovery.lease_seconds
         while self._has_anything_to_do(plan):
-            run_id = new_run_id(store)
+            run_id = self._name(store)
             on_held = _WaitNotice(self.say) if wait else None
             with hold_lease(store, run_id, owner_here(), ttl_s, wait=on_held) as lease:
                 if store.run_ids()[-1:] > [run_id]:
@@ -133,11 +159,33 @@ class _Submission:
                 # Planned again, since the run that held the catalog until now may have done some of it.
                 plan = prepared.plan(read_committed(store))
                 if self._has_anything_to_do(plan):
-                    return _Run(self, run_id, prepared, plan, lease, stop).carry_out(started)
-        return FinishedRun(_nothing_done(plan, new_run_id(store), time.monotonic() - started), None)
+                    if self.run_id not in (None, run_id):
+                        self.say(f"run {self.run_id} is now {run_id}: the catalog has seen a run that began later")
+                    self.on_run(run_id)
+                    return self._run(run_id, prepared, plan, lease, stop, RunBooks(started))
+        return FinishedRun(_nothing_done(plan, self._name(store), time.monotonic() - started), None)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        RunLog(None, self.run_id or "", self.on_event).tell("notice", text)
+
+    def _run(
+        self,
+        run_id: str,
+        prepared: PreparedRun,
+        plan: RunPlan,
+        lease: Lease,
+        stop: StopRequest,
+        books: RunBooks,
+    ) -> FinishedRun:
+        store = CatalogStore(self.catalog_uri, patience_s=BRIEF_PATIENCE_S)
+        with RunLog(store, run_id, self.on_event) as log:
+            return _Run(self, run_id, prepared, plan, lease, stop, books, log).carry_out()
+
+    def _name(self, store: CatalogStore) -> str:
+        """What the run is called: as somebody has decided, while no run of the catalog sorts after that."""
+        if self.run_id is not None and store.run_ids()[-1:] < [self.run_id]:
+            return self.run_id
+        return new_run_id(store)
 
     def _has_anything_to_do(self, plan: RunPlan) -> bool:
         return bool(plan.has_work or plan.failures or (self.prune and plan.removed))
@@ -169,13 +217,16 @@ class _Run:
     plan: RunPlan
     lease: Lease
     stop: StopRequest
+    books: RunBooks
+    log: RunLog
     incidents: list[str] = field(default_factory=list)
-    latest: list[RunProgress] = field(default_factory=list)
+    watches: list[RunWatch] = field(default_factory=list)
 
-    def carry_out(self, started: float) -> FinishedRun:
+    def carry_out(self) -> FinishedRun:
         store = CatalogStore(self.asked.catalog_uri, patience_s=self.asked.spec.recovery.store_patience_seconds)
         try:
-            return self._carry_out(store, started)
+            with heeding_catalog(store, self.run_id, self._asked_to_stop):
+                return self._carry_out(store)
         except KeyboardInterrupt:
             error = self._stopped()
             self._leave_word(error)
@@ -184,9 +235,39 @@ class _Run:
             self._leave_word(error)
             raise
 
-    def _carry_out(self, store: CatalogStore, started: float) -> FinishedRun:
+    def _log_plan(self, manifest: str) -> None:
+        plan, spec = self.plan, self.asked.spec
+        self.log.tell("run_started", f"run {self.run_id} of {manifest}", manifest=manifest, base_model=spec.base_model)
+        self.log.tell(
+            "plan",
+            f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
+            f"{len(plan.current)} current, {len(plan.failures)} failed",
+            rows=plan.rows,
+            train=len(plan.train),
+            render_only=len(plan.render_only),
+            current=len(plan.current),
+            failed=len(plan.failures),
+        )
+        for failure in plan.failures:
+            text = f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}"
+            self.log.tell("concept_failed", text, level="warning", concept_id=failure.concept_id, stage=failure.stage)
+
+    def _log_end(self, summary: RunSummary, report: str) -> None:
+        self.log.tell(
+            "run_ended",
+            f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current",
+            committed=summary.committed,
+            failed=len(summary.failed),
+            seconds=dict(summary.seconds),
+            wall_seconds=summary.wall_seconds,
+            report=report,
+        )
+
+    def _carry_out(self, store: CatalogStore) -> FinishedRun:
         asked, folder = self.asked, RunFolder(store, self.run_id)
-        folder.write_plan(without_credentials(asked.manifest_uri), asked.spec, self.plan, prune=asked.prune)
+        manifest, job = without_credentials(asked.manifest_uri), os.environ.get("PERSRES_JOB")
+        folder.write_plan(manifest, asked.spec, self.plan, prune=asked.prune, job=job)
+        self._log_plan(manifest)
         outcome = self._work() if self.plan.has_work else None
         if outcome is not None and outcome.left:
             raise self._stopped()
@@ -197,12 +278,16 @@ class _Run:
             run_id=self.run_id,
             seconds=outcome.seconds if outcome else {},
             ready_seconds=outcome.ready_seconds if outcome else 0.0,
-            wall_seconds=round(time.monotonic() - started, 3),
+            wall_seconds=round(time.monotonic() - self.books.started, 3),
             workers=outcome.workers if outcome else 0,
-            versions=_versions(),
+            versions=versions_here(),
+            measured=self.books.measured,
+            start_seconds=self.books.start_seconds,
+            prices=asked.spec.prices,
         )
         pruned = self._prune(store)
         report = folder.write_end(summary, self.incidents, self._references())
+        self._log_end(summary, report)
         try:
             compact(store, after=COMPACT_AFTER)
         except StoreError as error:  # the results are committed, and the next run folds their records
@@ -211,13 +296,21 @@ class _Run:
 
     def _work(self) -> RunOutcome:
         asked, spec = self.asked, self.asked.spec
-        with workplace(asked.where, spec) as place, self.stop.orderly():
+        if not asked.where.join_cluster:  # the workers will be on this machine, and here somebody sees how it goes
+            fetch_planned(spec, self.prepared.base, self.prepared.scorer, asked.console)
+        metadata = JobMetadata(
+            run_id=self.run_id,
+            manifest=without_credentials(asked.manifest_uri),
+            catalog=asked.catalog_uri,
+            code=code_digest(),
+            version=package_version(),
+            owner=owner_here(),
+        )
+        with workplace(asked.where, spec, metadata=metadata.to_ray(), say=asked.say) as place, self.stop.orderly():
             from .cluster_nodes import resources_in_words  # Ray reads its environment when it is imported
             from .gpu_worker import worker_maker
             from .metrics import RunMetrics
             from .run_shards import run_shards
-
-            metrics = RunMetrics(self.run_id)
 
             make_worker = worker_maker(
                 spec,
@@ -227,27 +320,20 @@ class _Run:
                 run_id=self.run_id,
                 device=place.device,
             )
-            with RunDisplay(asked.console, len(self.plan.train) + len(self.plan.render_only)) as display:
-
-                def show(progress: RunProgress) -> None:
-                    self.latest[:] = [progress]
-                    metrics.progress(progress)
-                    display.show(progress)
-
-                def incident(text: str) -> None:
-                    self.incidents.append(text)
-                    metrics.incident(text)
-                    display.print(text)
-
+            total = len(self.plan.train) + len(self.plan.render_only)
+            with RunDisplay(asked.console, total) as display:
+                watch = RunWatch(display, RunMetrics(self.run_id), self.log, self.books, Pace(total), self.incidents)
+                self.watches.append(watch)
                 return run_shards(
                     shards_of(self.plan, spec, place.workers()),
                     make_worker=make_worker,
                     workers=place.workers,
                     recovery=spec.recovery,
-                    on_progress=show,
-                    on_incident=incident,
-                    on_notice=display.print,
-                    on_shard=metrics.shard_ended,
+                    on_progress=watch.progress,
+                    on_incident=watch.incident,
+                    on_notice=watch.notice,
+                    on_start=watch.shard_started,
+                    on_shard=watch.shard_ended,
                     check=self.lease.check,
                     may_start=self.lease.is_certain,
                     stop_asked=lambda: bool(self.stop),
@@ -277,16 +363,23 @@ class _Run:
 
         return references
 
+    def _asked_to_stop(self, word: StopWord) -> None:
+        self.log.tell("notice", f"{word.by} wants this run to stop, since {word.at}")
+        self.stop.ask()
+
     def _stopped(self) -> RunStopped:
         """What to tell somebody who has stopped this run."""
-        done = self.latest[-1].committed if self.latest else 0
+        latest = self.watches[-1].latest if self.watches else None
+        done = latest.committed if latest else 0
         work = len(self.plan.train) + len(self.plan.render_only)
         return RunStopped(
-            f"stopped run {self.run_id} with {done} of {work} concepts done and committed", request=self.stop
+            f"{STOPPED} {self.run_id} with {done} of {work} concepts done and committed", request=self.stop
         )
 
     def _leave_word(self, error: BaseException) -> None:
         """What happened is in the run's folder also where the run did not come to its end, if the store takes it."""
+        stopped = isinstance(error, RunStopped)
+        self.log.tell("run_stopped" if stopped else "run_failed", str(error), level="warning" if stopped else "error")
         store = CatalogStore(self.asked.catalog_uri, patience_s=BRIEF_PATIENCE_S)
         with suppress(StoreError):
             RunFolder(store, self.run_id).write_abort(self.plan.failures, self.incidents, str(error))
@@ -315,15 +408,5 @@ def _nothing_done(plan: RunPlan, run_id: str, wall_seconds: float) -> RunSummary
         ready_seconds=0.0,
         wall_seconds=round(wall_seconds, 3),
         workers=0,
-        versions=_versions(),
+        versions=versions_here(),
     )
-
-
-def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("persres-batch", "torch", "diffusers", "transformers", "ray"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # on a cluster our own code travels with the job and is not installed
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -27,8 +27,9 @@ class WhereToRun:
 
     Attributes:
         workers: how many at once; None: the spec's number, or one for every GPU, or up to two on CPU cores. On a
-            cluster that is looked at again all the time: nodes that join are used.
-        device: "auto" takes GPUs where there are any now.
+            cluster that is looked at again all the time: nodes that join are used. GPUs that its autoscaler may start,
+            where that is known, count as if they were there.
+        device: "auto" takes GPUs where there are any, or may be.
         join_cluster: use the Ray cluster this process runs in, rather than an embedded one.
         dashboard: serve the embedded Ray's dashboard.
     """
@@ -48,19 +49,38 @@ class Workplace:
 
 
 @contextmanager
-def workplace(where: WhereToRun, spec: RunSpec) -> Iterator[Workplace]:
-    """Ray for the length of a run."""
+def workplace(
+    where: WhereToRun,
+    spec: RunSpec,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Workplace]:
+    """Ray for the length of a run.
+
+    Args:
+        metadata: what Ray's dashboard shows of the run.
+        say: told where the embedded Ray's dashboard is, if it has one.
+    """
     asked = where.workers or spec.workers
     if where.join_cluster:
-        with joined_ray():
-            from .cluster_nodes import usable_devices  # it imports Ray, which reads its environment then
+        with joined_ray(metadata=metadata):
+            # Not before: it imports Ray, which reads its environment then.
+            from .cluster_nodes import gpus_to_be_had, usable_devices
 
-            device = _device(where.device, usable_devices()[0])
-            yield Workplace(device, lambda: asked or _default_workers(device, *usable_devices()))
+            to_be_had = gpus_to_be_had()
+            device = _device(where.device, max(to_be_had, usable_devices()[0]))
+
+            def workers_now() -> int:
+                gpus, cpus = usable_devices()
+                return asked or _default_workers(device, max(to_be_had, gpus), cpus)
+
+            yield Workplace(device, workers_now)
         return
     gpus, _ = _devices_here()
     device, workers = _device(where.device, gpus), workers_here(where, spec)
-    with embedded_ray(workers, gpus=min(gpus, workers) if device == "cuda" else 0, dashboard=where.dashboard):
+    gpus_used = min(gpus, workers) if device == "cuda" else 0
+    with embedded_ray(workers, gpus=gpus_used, dashboard=where.dashboard, metadata=metadata, say=say):
         yield Workplace(device, lambda: workers)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..core.errors import ConceptFailure, StoreError
+from .measured_speed import Measured
 
 RECORD_VERSION = 1
 
@@ -62,7 +63,8 @@ class CommittedConcept:
 class ShardCommit:
     """One attempt at one shard, committed: what it holds, under which fingerprints.
 
-    `bytes_written` is the size of its data files.
+    `bytes_written` is the size of its data files. `measured` is what the device took for how much; None where an
+    earlier version committed.
     """
 
     run_id: str
@@ -75,6 +77,7 @@ class ShardCommit:
     seconds: Mapping[str, float] = field(default_factory=dict)
     version: int = RECORD_VERSION
     bytes_written: int = 0
+    measured: Measured | None = None
 
     def to_json(self) -> bytes:
         """The record as it is stored: indented JSON, keys sorted, one object."""
@@ -104,7 +107,8 @@ class ShardCommit:
         try:
             concepts = tuple(_concept(item) for item in raw["concepts"])
             failures = tuple(_known(ConceptFailure, item) for item in raw["failures"])
-            return _known(cls, {**raw, "concepts": concepts, "failures": failures})
+            measured = Measured.from_values(raw["measured"]) if raw.get("measured") else None
+            return _known(cls, {**raw, "concepts": concepts, "failures": failures, "measured": measured})
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error
 

@@ -25,6 +25,8 @@ from ..core.residual_training import (
     train_residuals,
 )
 from .catalog_store import CatalogStore
+from .measured_speed import Measured, batches_of, pace_of, pack_steps
+from .pack_size import device_name
 from .personalizer import Personalizer
 from .plan import Shard
 from .result_rows import rendering_row, residual_row
@@ -249,6 +251,7 @@ def _commit(
             ],
             failures=list(work.failures.values()),
             seconds=work.seconds,
+            measured=_measured(work, personalizer, results),
         )
     committed = tuple(concept.concept_id for concept in record.concepts)
     notes = tuple(work.notes)
@@ -261,4 +264,25 @@ def _commit(
         notes,
         results.pack_size,
         record.bytes_written,
+        record.measured,
+    )
+
+
+def _measured(work: ShardWork, personalizer: Personalizer, results: _Results) -> Measured:
+    """What the device took, for later runs to be estimated by."""
+    iterations = [len(trained.losses) for trained in results.trained.values()]
+    images = sum(map(len, results.renderings.values()))
+    pace = pace_of(work.spec, personalizer.base.revision)
+    return Measured(
+        device_name(personalizer.base),
+        pace.training,
+        pace.rendering,
+        results.pack_size,
+        concepts=len(iterations),
+        iterations=sum(iterations),
+        pack_steps=pack_steps(iterations, results.pack_size),
+        train_seconds=round(work.seconds["train"], 3),
+        images=images,
+        batches=batches_of(images, work.spec.sampling.batch_size),
+        render_seconds=round(work.seconds["render"] + work.seconds["score"], 3),
     )

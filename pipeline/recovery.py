@@ -21,6 +21,11 @@ class RecoverySettings(Settings):
     grace_seconds: float = Field(
         default=120, ge=0, description="how long after a termination signal shards in flight may go on, to be committed"
     )
+    idle_seconds: float = Field(
+        default=60,
+        ge=0,
+        description="a worker is let go once no shard has been waiting for so long, and its machine with it",
+    )
     store_patience_seconds: float = Field(
         default=600, ge=0, description="how long a store that does not answer is asked again"
     )

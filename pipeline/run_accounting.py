@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 
 from ..core.errors import ConceptFailure, PersresError
 from .commit_record import CommittedConcept
+from .measured_speed import Measured, added_up
 from .plan import PlannedConcept, RunPlan
+from .run_cost import Prices, RunCost
 from .shard_work import DEVICE_PHASES
 
 
@@ -28,6 +30,9 @@ class RunSummary:
     `seconds` are summed over workers, by phase; `wall_seconds` is how long the run took. `device_busy_share` is the
     part of the workers' time, from the moment each had loaded its model, in which their devices trained, rendered or
     scored what was then committed; None where no worker was needed.
+    `measured` is what the run's shards took for how much, for later runs to be estimated by, `start_seconds` how long
+    it was until the first worker had loaded its model, and `cost` what the run did cost; None where no worker was
+    needed.
     """
 
     run_id: str
@@ -41,6 +46,9 @@ class RunSummary:
     workers: int = 0
     device_busy_share: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
+    start_seconds: float | None = None
+    cost: RunCost | None = None
 
     def check(self) -> None:
         """Raises AccountingError unless committed + failed + current = rows, and no concept failed twice."""
@@ -62,7 +70,9 @@ class RunSummary:
         raw = json.loads(text)
         failed = tuple(ConceptFailure(**failure) for failure in raw["failed"])
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        return cls(**{**known, "failed": failed})
+        measured = tuple(map(Measured.from_values, raw.get("measured", ())))
+        cost = RunCost.from_values(raw["cost"]) if raw.get("cost") else None
+        return cls(**{**known, "failed": failed, "measured": measured, "cost": cost})
 
 
 def account_for(
@@ -76,6 +86,9 @@ def account_for(
     wall_seconds: float,
     workers: int,
     versions: Mapping[str, str],
+    measured: Iterable[Measured] = (),
+    start_seconds: float | None = None,
+    prices: Prices | None = None,
 ) -> RunSummary:
     """Hold a finished run against its plan and against the catalog.
 
@@ -85,6 +98,9 @@ def account_for(
             committed; the plan's own failures need not be repeated.
         seconds: what workers spent, by phase, summed over them.
         ready_seconds: how long workers were there with their model loaded, summed over them.
+        measured: what each of the run's shards took for how much.
+        start_seconds: how long it was until the first worker had loaded its model.
+        prices: what the run's cost is reckoned by.
 
     Raises:
         AccountingError: a planned concept is neither committed under its fingerprints nor failed, or a failure names a
@@ -105,6 +121,7 @@ def account_for(
             f"run {run_id}: neither committed nor failed: {lost}; failed but never planned: {foreign}",
             fix="submit again, which does whatever is missing, and report this with the run's plan and failures",
         )
+    measured = added_up(measured)
     summary = RunSummary(
         run_id=run_id,
         rows=plan.rows,
@@ -117,6 +134,9 @@ def account_for(
         workers=workers,
         device_busy_share=device_busy_share(seconds, ready_seconds),
         versions=dict(versions),
+        measured=measured,
+        start_seconds=start_seconds,
+        cost=RunCost.of(ready_seconds, measured, prices or Prices()) if ready_seconds > 0 else None,
     )
     summary.check()
     return summary

@@ -1,7 +1,8 @@
 """The documents of runs without some concepts: who is named where, and the same document with nobody of them in it.
 
-A run's plan, failures and summary are JSON: they are rewritten without the concepts. A report shows pictures of
-concepts, so one that names them is removed as a whole; `persres-batch report` writes another. A run's spec names none.
+A run's plan, failures and summary are JSON: they are rewritten without the concepts. So is its log, whose lines are
+JSON: a line about a concept goes. A report shows pictures of concepts, so one that names them is removed as a whole;
+`persres-batch report` writes another. A run's spec names none.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 from .catalog_store import CatalogStore
@@ -26,7 +28,8 @@ def naming_documents(store: CatalogStore, concept_ids: Collection[str]) -> Itera
     """
     wanted = frozenset(concept_ids)
     paths = [path for path in store.list(store.RUNS) if not path.endswith("/spec.yaml")]
-    paths.sort(key=lambda path: path.endswith(".json"))  # what a plan names can be asked for again until the very end
+    # What a plan names can be asked for again until the very end.
+    paths.sort(key=lambda path: path.endswith((".json", ".jsonl")))
     for start in range(0, len(paths), _AT_A_TIME):
         portion = paths[start : start + _AT_A_TIME]
         documents = store.read_many(portion)
@@ -41,6 +44,8 @@ def document_without(path: str, document: bytes, concept_ids: Collection[str]) -
     An item of a list goes if it is a concept's id, an object about it, or a sentence with the id in it. A summary
     counts as many rows less as it has lost failures, so that it still adds up.
     """
+    if path.endswith(".jsonl"):
+        return _lines_without(document, frozenset(concept_ids))
     told = _json(path, document)
     if told is None:
         return None
@@ -52,10 +57,40 @@ def document_without(path: str, document: bytes, concept_ids: Collection[str]) -
 
 
 def _named(path: str, data: bytes, wanted: frozenset[str]) -> frozenset[str]:
+    if path.endswith(".jsonl"):
+        return frozenset().union(*(_about_line(line, wanted) | _listed(line, wanted) for line in _lines(data)))
     told = _json(path, data)
     if told is not None:
         return frozenset(concept_id for concept_id in _gone(told, wanted))
     return _names_in(_PICTURE.sub("", data.decode("utf-8", errors="replace"))) & wanted
+
+
+def _lines_without(data: bytes, wanted: frozenset[str]) -> bytes:
+    kept = [line for line in _lines(data) if not _about_line(line, wanted)]
+    for line in kept:
+        if isinstance(listed := line.get("concepts"), list):
+            line["concepts"] = [concept_id for concept_id in listed if concept_id not in wanted]
+    return "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in kept).encode()
+
+
+def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a log; what is none says nothing that anybody reads."""
+    for line in data.decode("utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            told = json.loads(line)
+            if isinstance(told, dict):
+                yield told
+
+
+def _about_line(line: dict[str, Any], wanted: frozenset[str]) -> frozenset[str]:
+    """The concepts that one event of a log is about, or that its text names."""
+    return (_names_in(str(line.get("text", ""))) | {str(line.get("concept_id"))}) & wanted
+
+
+def _listed(line: dict[str, Any], wanted: frozenset[str]) -> frozenset[str]:
+    """The concepts that it lists among others."""
+    listed = line.get("concepts")
+    return frozenset(map(str, listed)) & wanted if isinstance(listed, list) else frozenset()
 
 
 def _json(path: str, data: bytes) -> Any:

@@ -7,8 +7,10 @@ import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from ..core.errors import InvalidInput
 from .catalog_store import CatalogStore
 
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-z]+")
 _FORMAT = "%Y%m%dT%H%M%SZ"
 _STAMP = re.compile(r"\d{8}T\d{6}Z")
 
@@ -23,6 +25,17 @@ def new_run_id(store: CatalogStore) -> str:
         StoreError: the catalog cannot be listed.
     """
     return later_run_id(store.run_ids(), datetime.now(UTC), secrets.token_hex(3))
+
+
+def require_run_id(text: str) -> str:
+    """A run id that somebody else has made.
+
+    Raises:
+        InvalidInput: it is none, and would not sort by time among the others.
+    """
+    if not RUN_ID.fullmatch(text):
+        raise InvalidInput(f"{text!r} is not a run's id", fix="give one like 20261122T190501Z-3fa9c1, the time in UTC")
+    return text
 
 
 def later_run_id(existing: Iterable[str], now: datetime, suffix: str) -> str:

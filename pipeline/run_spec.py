@@ -26,6 +26,8 @@ from .base_model_files import SPRITEWORLD
 from .manifest_text import MAX_PROMPT_CHARACTERS, text_fault
 from .recovery import RecoverySettings
 from .reference_images import ReferenceSettings
+from .remote_folder import check_model_uri, is_uri
+from .run_cost import Prices
 
 _DEFAULT_PROMPTS = (
     "a photo of a {concept} on sand",
@@ -44,17 +46,19 @@ class RunSpec(Settings):
     base_model: str = Field(
         default=SPRITEWORLD,
         min_length=1,
-        description="'spriteworld' (the drawn world that comes with this package), a diffusers folder, or a Hub id",
+        description="'spriteworld' (the drawn world that comes with this package), a diffusers folder, a Hub id, or "
+        "the URI of a folder, such as s3://bucket/model",
     )
-    revision: str | None = Field(default=None, description="a Hub id's branch, tag or commit; null: its main branch")
+    revision: str | None = Field(
+        default=None,
+        description="a Hub id's branch, tag or commit, null: its main branch; a URI's digest 'sha256:…', null: any",
+    )
     scorer: str | None = Field(
         default=None,
         description="the CLIP model that scores renderings: 'spriteworld' (the default with that base model), a folder "
-        "or a Hub id; null: no scores",
+        "Hub id or URI; null: no scores",
     )
-    scorer_revision: str | None = Field(
-        default=None, description="a Hub scorer's branch, tag or commit; null: its main branch"
-    )
+    scorer_revision: str | None = Field(default=None, description="as revision, of the scorer")
     seed: int = Field(default=0, ge=0, lt=2**63, description="the seed of concepts whose row has none")
     prompts: tuple[str, ...] = Field(
         default=_DEFAULT_PROMPTS,
@@ -72,10 +76,11 @@ class RunSpec(Settings):
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     references: ReferenceSettings = Field(default_factory=ReferenceSettings)
     recovery: RecoverySettings = Field(default_factory=RecoverySettings)
+    prices: Prices = Field(default_factory=Prices)
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
-        return frozenset({"shard_size", "workers", "recovery"})
+        return frozenset({"shard_size", "workers", "recovery", "prices"})
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +94,16 @@ class RunSpec(Settings):
     def _are_templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for index, prompt in enumerate(value):
             _require_template(prompt, f"prompts[{index}] ")
+        return value
+
+    @field_validator("base_model", "scorer")
+    @classmethod
+    def _is_kept_without_secrets(cls, value: str | None) -> str | None:
+        if value is not None and is_uri(value):
+            try:
+                check_model_uri(value, "model")  # every run writes its spec into the catalog
+            except InvalidInput as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("training")

@@ -20,6 +20,7 @@ from ..core.errors import ConceptFailure, StoreError
 from .catalog_store import CatalogStore
 from .commit_index import read_committed, read_records
 from .commit_record import CommittedConcept, ShardCommit, VariantScores, blob_digest, rendering_digest
+from .measured_speed import Measured
 from .plan import PlannedConcept, Shard
 from .schemas import RenderingRow, ResidualRow, rendering_rows, rendering_table, residual_rows, residual_table
 
@@ -47,6 +48,7 @@ def commit_shard(
     renderings: Sequence[RenderingRow],
     failures: Sequence[ConceptFailure],
     seconds: Mapping[str, float],
+    measured: Measured | None = None,
 ) -> ShardCommit:
     """Commit an attempt: its data files, then the record that makes them count.
 
@@ -57,6 +59,7 @@ def commit_shard(
         renderings: all images of the concepts that did not fail, in any order.
         failures: one for each concept of the shard without a result.
         seconds: time spent, by phase.
+        measured: what the device took for how much.
 
     Returns:
         The record as written.
@@ -102,6 +105,7 @@ def commit_shard(
         tuple(failures),
         seconds,
         bytes_written=written,
+        measured=measured,
     )
     _put(store, store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
     return record

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ConceptFailure
+from .measured_speed import Measured
 from .plan import PlannedConcept, Shard
 
 if TYPE_CHECKING:  # importing it loads torch, which a driver that counts progress does not need
@@ -38,6 +39,7 @@ class ShardSummary:
 
     `seconds` are by phase; waiting for another shard is in none of them. `notes` are for the run's log, such as "pack
     size reduced to 4 …". `pack_size` is the one that training ended with. `bytes_written`: the size of the data files.
+    `measured`: what the device took for how much.
     """
 
     shard_id: str
@@ -48,6 +50,7 @@ class ShardSummary:
     notes: tuple[str, ...] = ()
     pack_size: int | None = None
     bytes_written: int = 0
+    measured: Measured | None = None
 
 
 @dataclass(eq=False)

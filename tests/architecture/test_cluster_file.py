@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,10 @@ def test_the_dashboard_listens_on_the_heads_loopback_only():
 
 def test_base_models_are_kept_on_the_nodes_own_disk():
     options = WRITTEN["docker"]["run_options"]
-    (home,) = [option.partition("HF_HOME=")[2] for option in options if "HF_HOME" in option]
+    kept = [option.split("=", 2)[2] for option in options if re.search("HF_HOME|PERSRES_CACHE", option)]
     (volume,) = [option.partition("--volume=")[2] for option in options if option.startswith("--volume=")]
     on_the_node, inside = volume.split(":")
-    assert home == inside
+    assert len(kept) == 2 and all(folder.startswith(f"{inside}/") for folder in kept)
     assert f"mkdir -p {on_the_node} " in " ".join(WRITTEN["initialization_commands"])
 
 

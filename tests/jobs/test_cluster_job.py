@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from persres.core.errors import InvalidInput
-from persres.jobs.cluster_job import ClusterRun, copy_floors, holds_credentials, submit_to_cluster
+from persres.jobs.cluster_job import ClusterRun, holds_credentials, new_cluster_run, submit_to_cluster
+from persres.jobs.cluster_runs import JobMetadata
+from persres.jobs.shipped_code import code_digest
+from persres.pipeline.run_id import RUN_ID
 from persres.pipeline.run_spec import RunSpec
 
 
@@ -24,16 +25,24 @@ def test_the_job_is_the_same_submit():
     assert ClusterRun("a", "b", wait=True, prune=True).entrypoint().endswith("--wait --prune")
 
 
-def test_our_own_code_travels_as_an_importable_folder(tmp_path):
-    package = copy_floors(tmp_path)
-    assert not list(package.rglob("__pycache__"))
-    code = "import persres.jobs.cli as cli; print(cli.__file__)"
-    # -S: without site-packages' editable install of this very package, so that only the copy can be found
-    search = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, *{[path for path in sys.path if 'site-packages' in path]!r}]"
-    )
-    done = subprocess.run([sys.executable, "-S", "-c", f"{search}\n{code}"], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == str(package / "jobs" / "cli.py"), done.stderr
+def test_a_run_has_its_name_before_it_is_sent():
+    run = ClusterRun("s3://b/m.parquet", "s3://b/c")
+    assert RUN_ID.fullmatch(run.run_id) and run.job == f"persres-{run.run_id}"
+    assert ClusterRun("s3://b/m.parquet", "s3://b/c").run_id != run.run_id
+    words = shlex.split(run.entrypoint())
+    assert words[words.index("--run-id") + 1] == run.run_id
+    assert new_cluster_run("20261122T190501Z-3fa9c1", "a", "b", workers=2).run_id == "20261122T190501Z-3fa9c1"
+    assert RUN_ID.fullmatch(new_cluster_run(None, "a", "b").run_id)
+
+
+def test_the_dashboard_shows_whose_run_it_is_and_nothing_secret():
+    run = ClusterRun("https://host/m.parquet?download=1", "s3://b/c")
+    told = run.metadata().to_ray()
+    assert told["manifest"] == "https://host/m.parquet" and told["catalog"] == "s3://b/c"
+    assert told["run_id"] == run.run_id and told["code"] == code_digest() and "@" in told["owner"]
+    assert all(isinstance(value, str) for value in told.values()), "Ray takes nothing else"
+    assert JobMetadata.from_ray(told) == run.metadata()
+    assert JobMetadata.from_ray({"run_id": "x"}) is None and JobMetadata.from_ray(None) is None
 
 
 @pytest.mark.parametrize(("manifest", "catalog"), [("m.parquet", "s3://b/c"), ("s3://b/m.parquet", "catalog")])

@@ -131,7 +131,8 @@ def test_base_models_are_kept_on_the_nodes_disk(cluster):
         (container,) = pod["containers"]
         environment = {one["name"]: one for one in container["env"]}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        (home,) = [mounts[path] for path in mounts if environment["HF_HOME"]["value"].startswith(f"{path}/")]
+        kept = [environment[name]["value"] for name in ("HF_HOME", "PERSRES_CACHE")]
+        (home,) = [mounts[path] for path in mounts if all(folder.startswith(f"{path}/") for folder in kept)]
         (volume,) = [volume for volume in pod["volumes"] if volume["name"] == home]
         assert set(volume) == {"name", "emptyDir"}
         assert "medium" not in volume["emptyDir"]  # that would be memory

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from persres.jobs.run_display import LINE_INTERVAL_S, RunDisplay, counting, time_to_go
+from persres.jobs.run_display import LINE_INTERVAL_S, Pace, RunDisplay, counting, in_words
 from persres.jobs.run_outcome import RunProgress
 
 
@@ -21,13 +21,13 @@ class Clock:
 
 def test_off_a_terminal_a_line_every_ten_seconds():
     file, clock = io.StringIO(), Clock()
+    pace = Pace(12, clock=clock)
     with RunDisplay(Console(file=file, width=200), 12, clock=clock) as display:
         for second in range(61):
             clock.now = float(second)
             done = second // 10
-            display.show(
-                RunProgress(committed=done, failed=1, left=11 - done, underway=0.0, workers=1 if second else 0)
-            )
+            progress = RunProgress(committed=done, failed=1, left=11 - done, underway=0.0, workers=1 if second else 0)
+            display.show(progress, pace.seconds_to_go(progress))
     lines = file.getvalue().splitlines()
     assert len(lines) == 60 / LINE_INTERVAL_S
     assert lines[-1] == "6 done, 1 failed, 5 left, 60 s, about 42 s to go"
@@ -47,7 +47,7 @@ def test_on_a_terminal_a_bar_with_counts_and_time_to_go():
     with RunDisplay(console, 12, clock=clock) as display:
         display.show(RunProgress(committed=0, failed=0, left=12, underway=0.0, workers=2))
         clock.now = 60.0
-        display.show(RunProgress(committed=5, failed=1, left=6, underway=0.0, workers=2))
+        display.show(RunProgress(committed=5, failed=1, left=6, underway=0.0, workers=2), 60.0)
         display.print("shard x [not markup] is tried again")
     shown = file.getvalue()
     assert "5 done, 1 failed, 6 left" in shown and "about 60 s to go" in shown
@@ -55,16 +55,28 @@ def test_on_a_terminal_a_bar_with_counts_and_time_to_go():
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "seconds", "words"),
+    ("left", "words"),
     [
-        (0, 10, 5, ""),
-        (5, 10, 30, "about 30 s to go"),
-        (1, 11, 60, "about 10 min to go"),
-        (1, 1001, 60, "about 16.7 h to go"),
+        (None, ""),
+        (0.0, ""),
+        (30.0, "about 30 s to go"),
+        (600.0, "about 10 min to go"),
+        (60_000.0, "about 16.7 h to go"),
     ],
 )
-def test_time_to_go(done, total, seconds, words):
-    assert time_to_go(done, total, seconds) == words
+def test_time_to_go_in_words(left, words):
+    assert in_words(left) == words
+
+
+def test_the_pace_counts_from_the_first_worker_and_parts_of_shards():
+    clock = Clock()
+    pace = Pace(10, clock=clock)
+    assert pace.seconds_to_go(RunProgress(0, 0, 10, 0.0, workers=0)) is None
+    clock.now = 100.0
+    assert pace.seconds_to_go(RunProgress(0, 0, 10, 0.0, workers=1)) is None
+    clock.now = 130.0
+    assert pace.seconds_to_go(RunProgress(1, 1, 8, 0.5, workers=1)) == pytest.approx(30 * 7.5 / 2.5)
+    assert pace.seconds_to_go(RunProgress(9, 1, 0, 0.0, workers=1)) == 0.0
 
 
 def test_counting_is_silent_off_a_terminal():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -74,3 +76,32 @@ def test_in_another_thread_there_are_no_signals():
     thread.start()
     thread.join()
     assert len(seen) == 1 and not seen[0]
+
+
+def test_asked_from_another_thread_it_is_as_if_a_signal_had_come():
+    with heeding_signals() as stop:
+        with stop.orderly():
+            asking = threading.Thread(target=stop.ask)
+            asking.start()
+            asking.join()
+            wait_until(lambda: bool(stop))
+            assert stop.exit_code == 143
+            stop.ask()  # once is enough, and the second is not taken for impatience
+        assert stop.received is signal.SIGTERM
+
+
+def test_asked_where_nothing_is_in_flight_it_wakes_and_ends_the_main_thread():
+    with heeding_signals() as stop, pytest.raises(KeyboardInterrupt):
+        threading.Timer(0.05, stop.ask).start()
+        time.sleep(30)
+
+
+def test_asked_where_no_signal_is_heeded_it_is_only_noted():
+    stop = StopRequest()
+    stop.ask()
+    assert stop and stop.exit_code == 143
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)

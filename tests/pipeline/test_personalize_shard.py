@@ -25,11 +25,12 @@ from persres.pipeline.catalog_digest import catalog_digest, concept_digests
 from persres.pipeline.catalog_store import CatalogStore
 from persres.pipeline.fingerprint import fingerprint
 from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
+from persres.pipeline.measured_speed import pace_of
 from persres.pipeline.personalize_shard import personalize_shard
 from persres.pipeline.personalizer import Personalizer, load_personalizer
 from persres.pipeline.plan import PlannedConcept, Shard, plan_run
 from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed, read_renderings, read_residual_row
+from persres.pipeline.shard_commit import read_committed, read_records, read_renderings, read_residual_row
 from persres.pipeline.shard_stages import ShardStages
 from persres.pipeline.shard_work import ShardProgress
 
@@ -84,6 +85,14 @@ def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spe
     )
     assert summary.committed == ("one", "two", "three") and summary.failures == ()
     assert set(summary.seconds) == {"load", "train", "render", "score", "commit"} and summary.notes == ()
+    measured, pace = summary.measured, pace_of(spec, personalizer.base.revision)
+    assert measured and (measured.training, measured.rendering) == (pace.training, pace.rendering)
+    assert (measured.device, measured.pack_size) == ("cpu, 1 thread", 2)
+    assert (measured.concepts, measured.iterations, measured.pack_steps) == (3, 9, 6), "packs of 2: one is half empty"
+    assert (measured.images, measured.batches) == (12, 4)
+    assert measured.train_seconds == round(summary.seconds["train"], 3) > 0 < measured.render_seconds
+    (record,) = read_records(store)
+    assert record.measured == measured
     committed = read_committed(store)
     kept = read_residual_row(store, committed["one"])
     residual = Residual.from_bytes(kept.residual)

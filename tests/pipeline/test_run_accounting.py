@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 from persres.core.errors import ConceptFailure
 from persres.pipeline.commit_record import CommittedConcept
+from persres.pipeline.measured_speed import Measured
 from persres.pipeline.plan import plan_run
 from persres.pipeline.run_accounting import AccountingError, RunSummary, account_for, device_busy_share
+from persres.pipeline.run_cost import Prices
 
 from .catalog_samples import planned
+
+MEASURED = Measured("gpu", "t", "r", 4, concepts=2, iterations=20, pack_steps=10, train_seconds=3.0)
 
 
 def held(concept_id: str, training: str = "t1", rendering: str = "r1") -> CommittedConcept:
@@ -33,6 +37,9 @@ def account(plan, committed, failures) -> RunSummary:
         wall_seconds=3.5,
         workers=2,
         versions={"torch": "2"},
+        measured=[MEASURED, MEASURED],
+        start_seconds=1.5,
+        prices=Prices(device_hour=3600.0),
     )
 
 
@@ -59,6 +66,9 @@ def test_every_row_is_counted_once(fates):
         n for n, fate in names.items() if fate in ("failed", "unplannable")
     )
     assert summary.device_busy_share == 0.8, "loading and committing run beside the device's work"
+    (measured,) = summary.measured
+    assert (measured.shards, measured.concepts, measured.train_seconds) == (2, 4, 6.0)
+    assert summary.cost and summary.cost.amount == pytest.approx(5.0, abs=1e-3), "what is paid for is the workers' time"
     assert RunSummary.from_json(summary.to_json()) == summary
 
 

@@ -44,6 +44,25 @@ def test_objects_keyed_by_a_concept_lose_the_key():
     assert without("x.json", {"seconds": {"a": 1, "b": {"c": [["a"]]}}}, "a") == {"seconds": {"b": {"c": [[]]}}}
 
 
+def test_a_log_loses_the_lines_about_a_concept_and_its_id_from_lists():
+    events = [
+        {"event": "shard_ended", "text": "shard s1: 2 concepts committed", "concepts": ["a", "b"]},
+        {"event": "concept_failed", "concept_id": "a", "text": "concept a failed (load): gone"},
+        {"event": "incident", "text": "concept a. is quarantined"},
+        {"event": "a", "text": "about nobody", "a": 1},
+    ]
+    log = "".join(json.dumps(event) + "\n" for event in events) + '{"event": "cut o'
+    store = memory_store()
+    store.write(store.run_file("r", "log.jsonl"), log.encode())
+    assert dict(naming_documents(store, {"a", "b", "c"})) == {"runs/r/log.jsonl": {"a", "b"}}
+    left = document_without("log.jsonl", log.encode(), ["a"])
+    assert left is not None
+    kept = [json.loads(line) for line in left.decode().splitlines()]
+    assert kept == [{**events[0], "concepts": ["b"]}, events[3]]
+    store.write(store.run_file("r", "log.jsonl"), left)
+    assert not dict(naming_documents(store, {"a"}))
+
+
 def test_what_is_no_json_or_damaged_is_to_be_removed():
     assert document_without("report.html", b"<h3>a</h3>", ["a"]) is None
     assert document_without("plan.json", b'{"train": ["a"', ["a"]) is None

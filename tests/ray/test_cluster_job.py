@@ -1,75 +1,59 @@
-"""A run as a job on a real Ray head with its dashboard, as on a cluster."""
+"""A run as a job on a real Ray head, as on a cluster; test_cluster_service.py has the whole story."""
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from persres.core.errors import InvalidInput
-from persres.jobs.cluster_job import ClusterRun, submit_to_cluster
 from persres.pipeline.catalog_store import CatalogStore
 from persres.pipeline.run_spec import RunSpec
 from persres.pipeline.shard_commit import read_committed
 
+from .loopback_cluster import LoopbackCluster, loopback_cluster
 from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-HEAD = """
-import sys, ray
-ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=int(sys.argv[1]), log_to_driver=False,
-         object_store_memory=100 << 20)
-print("up", flush=True)
-sys.stdin.read()
-"""
+
+@pytest.fixture(scope="module")
+def cluster():
+    with loopback_cluster(nodes=0) as cluster:
+        yield cluster
 
 
-@contextmanager
-def ray_head(**environment: str) -> Iterator[str]:
-    """A Ray head in a process of its own, with a job server on a free port; the address of that."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = (
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job runs the `python` of its node's PATH
-    )
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", HEAD, str(port)]
-    head = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"PATH": path} | environment)
-    assert head.stdin and head.stdout
-    try:
-        assert any(line.strip() == "up" for line in head.stdout), "the head did not start"
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        head.stdin.close()
-        head.wait(60)
+def submit(
+    cluster: LoopbackCluster, manifest: str, catalog: object, spec_file: object, *options: str, **variables: str
+):
+    command = [sys.executable, "-m", "persres.jobs.cli", "submit", manifest, "--spec", str(spec_file)]
+    command += ["--catalog", str(catalog), "--workers", "1", "--device", "cpu", *options]
+    environment = cluster.client(**variables)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
-@pytest.fixture
-def address():
-    with ray_head() as address:
-        yield address
-
-
-def test_a_job_ends_with_the_exit_code_of_its_run(address, tmp_path, spec: RunSpec):  # noqa: F811
+def test_a_job_ends_with_the_exit_code_of_its_run(cluster, tmp_path, spec: RunSpec):  # noqa: F811
+    """It is found by RAY_ADDRESS as well as by --address."""
     manifest = write_manifest(tmp_path, ["a", "bad"], broken="bad")
-    shown: list[str] = []
-    run = ClusterRun(manifest, str(tmp_path / "catalog"), workers=1, device="cpu")
-    assert submit_to_cluster(address, run, spec, show=shown.append) == 3
+    (tmp_path / "run.yaml").write_text(spec.to_yaml())
+    done = submit(cluster, manifest, tmp_path / "catalog", tmp_path / "run.yaml", RAY_ADDRESS=cluster.address)
+    assert done.returncode == 3, done
     assert sorted(read_committed(CatalogStore(str(tmp_path / "catalog")))) == ["a"]
-    assert any("1 done, 1 failed, 0 current" in text for text in shown)
+    assert "1 done, 1 failed, 0 current" in done.stdout and "submitted run" in done.stdout
 
 
-def test_without_the_clusters_token_nothing_is_submitted(tmp_path, spec: RunSpec):  # noqa: F811
-    run = ClusterRun("/data/manifest.parquet", str(tmp_path / "catalog"), workers=1, device="cpu")
-    head = ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 32)
-    with head as address, pytest.raises(InvalidInput, match="did not accept") as refused:
-        submit_to_cluster(address, run, spec)
-    assert "RAY_AUTH_TOKEN" in str(refused.value) and refused.value.exit_code == 2
+def test_the_driver_takes_a_later_id_where_the_catalog_has_one(cluster, tmp_path, spec: RunSpec):  # noqa: F811
+    """And the run is found by the id it was submitted with, too."""
+    manifest, catalog = write_manifest(tmp_path, ["a"]), tmp_path / "catalog"
+    (tmp_path / "run.yaml").write_text(spec.to_yaml())
+    store, later = CatalogStore(str(catalog)), "20991231T235959Z-000000"
+    store.write(store.run_file(later, "failures.json"), b"{}")
+    asked = "20261122T190501Z-3fa9c1"
+    words = ["--run-id", asked, "--address", cluster.address]
+    done = submit(cluster, manifest, catalog, tmp_path / "run.yaml", *words)
+    assert done.returncode == 0 and f"run {asked} is now 2100" in done.stdout, done
+    run_id = store.run_ids()[-1]
+    for name in (asked, run_id):
+        command = [sys.executable, "-m", "persres.jobs.cli", "status", name, "--address", cluster.address]
+        told = subprocess.run(command, capture_output=True, text=True, env=cluster.client(), check=False)
+        assert f"run {run_id}: ended" in told.stdout and f"job persres-{asked}" in told.stdout, told

@@ -336,7 +336,7 @@ def test_a_stop_without_grace_abandons_what_is_in_flight(run, monkeypatch):
     underway: list[RunProgress] = []
     outcome = run(
         shard("hang1"),
-        shard("b"),
+        shard("hang2"),
         workers=1,
         recovery=RecoverySettings(grace_seconds=0),
         on_progress=lambda progress: underway.append(progress) if progress.workers else None,
@@ -399,31 +399,3 @@ def test_what_was_committed_before_its_worker_died_is_not_done_again(run, tmp_pa
     assert any("was committed before its worker could say so" in incident for incident in outcome.incidents)
     tries = [line for line in (tmp_path / "log").read_text().splitlines() if "committed1" in line]
     assert len(tries) == 1
-
-
-def test_a_run_grows_with_its_cluster(run, monkeypatch):
-    hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(driver, "CLUSTER_INTERVAL_S", 0.1)
-    seen: list[RunProgress] = []
-
-    def workers() -> int:
-        return 3 if seen and seen[-1].committed else 1
-
-    outcome = run(*(shard(f"slow{number}") for number in range(12)), workers=workers, on_progress=seen.append)
-    assert outcome.workers == 3 and max(progress.workers for progress in seen) == 3
-    assert all(progress.workers <= 1 for progress in seen if not progress.committed)
-
-
-@pytest.mark.slow
-def test_workers_without_a_machine_are_waited_for_and_spoken_of(run, monkeypatch):
-    """Six are wanted, and there is room for four."""
-    hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(driver, "CLUSTER_INTERVAL_S", 0.1)
-    for module in (driver, crew):
-        monkeypatch.setattr(module, "PATIENCE_FOR_A_MACHINE_S", 1.0)
-    said: list[str] = []
-    capacity = "each asks for 1 CPU, the cluster has 4 CPU (0 free)"
-    shards = [shard(*(f"slow{number}-{part}" for part in range(4))) for number in range(10)]
-    outcome = run(*shards, workers=6, on_notice=said.append, capacity=lambda: capacity)
-    assert len(outcome.committed) == 40
-    assert any("waiting for a machine" in text and text.endswith(capacity) for text in said)

@@ -1,0 +1,113 @@
+"""Everybody who wants to know how a run goes, told at once: terminal, metrics, log and books."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..pipeline.shard_work import ShardSummary
+from .run_books import RunBooks
+from .run_display import Pace, RunDisplay, counts, in_words
+from .run_log import RunLog
+from .run_outcome import RunProgress
+
+if TYPE_CHECKING:
+    from .metrics import RunMetrics
+    from .shard_queue import ShardAttempt
+
+PROGRESS_LOGGED_EVERY_S = 60.0
+
+
+@dataclass(eq=False)
+class RunWatch:
+    """What `run_shards` is to call. `latest` is how far the run is; None before anything was heard.
+
+    `log` prints what people are to see as well, so that `display` shows progress alone.
+    """
+
+    display: RunDisplay
+    metrics: RunMetrics
+    log: RunLog
+    books: RunBooks
+    pace: Pace
+    incidents: list[str]
+    clock: Callable[[], float] = time.monotonic
+    latest: RunProgress | None = None
+    _logged: float = field(default=float("-inf"))
+
+    def progress(self, progress: RunProgress) -> None:
+        """How far the run is."""
+        self.latest = progress
+        to_go = self.pace.seconds_to_go(progress)
+        self.books.progress(progress)
+        self.metrics.progress(progress, to_go)
+        self.display.show(progress, to_go)
+        if self.clock() - self._logged >= PROGRESS_LOGGED_EVERY_S:
+            self._logged = self.clock()
+            self._log_progress(progress, to_go)
+
+    def shard_started(self, attempt: ShardAttempt) -> None:
+        """A worker was given a shard."""
+        shard, number = attempt.shard, attempt.attempt
+        self.log.tell(
+            "shard_started",
+            f"shard {shard.shard_id}, attempt {number}: {len(shard.concepts)} concepts to {_DOING[shard.kind]}",
+            shard_id=shard.shard_id,
+            attempt=number,
+            concepts=list(shard.concept_ids),
+        )
+
+    def shard_ended(self, summary: ShardSummary) -> None:
+        """An attempt was carried out."""
+        self.books.shard_ended(summary)
+        self.metrics.shard_ended(summary)
+        seconds = {phase: round(value, 3) for phase, value in summary.seconds.items()}
+        self.log.tell(
+            "shard_ended",
+            f"shard {summary.shard_id}, attempt {summary.attempt}: {len(summary.committed)} concepts committed, "
+            f"{len(summary.failures)} failed, {sum(seconds.values()):.1f} s",
+            shard_id=summary.shard_id,
+            attempt=summary.attempt,
+            concepts=list(summary.committed),
+            seconds=seconds,
+            pack_size=summary.pack_size,
+            bytes_written=summary.bytes_written,
+        )
+        for failure in summary.failures:
+            self.log.tell(
+                "concept_failed",
+                f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}",
+                level="warning",
+                shard_id=summary.shard_id,
+                attempt=summary.attempt,
+                concept_id=failure.concept_id,
+                stage=failure.stage,
+            )
+
+    def incident(self, text: str) -> None:
+        """Something went wrong and was dealt with."""
+        self.incidents.append(text)
+        self.metrics.incident(text)
+        self.log.tell("incident", text, level="warning")
+
+    def notice(self, text: str) -> None:
+        """What the run waits for."""
+        self.log.tell("notice", text)
+
+    def _log_progress(self, progress: RunProgress, to_go: float | None) -> None:
+        words = ", ".join(filter(None, (counts(progress), in_words(to_go))))
+        self.log.tell(
+            "progress",
+            words,
+            committed=progress.committed,
+            failed=progress.failed,
+            left=progress.left,
+            workers=progress.workers,
+            shards_waiting=progress.shards_waiting,
+            seconds_to_go=None if to_go is None else round(to_go, 1),
+        )
+
+
+_DOING = {"train": "train and render", "render": "render"}

@@ -1,0 +1,95 @@
+"""The Ray that `submit` starts on this machine: nobody without its token is let in, and everybody who looks sees whose
+run it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+HOST = """
+import json, os, sys
+from persres.jobs.local_ray import embedded_ray
+
+said = []
+with embedded_ray(1, dashboard=True, metadata={"run_id": "r1", "manifest": "m", "catalog": "c"}, say=said.append):
+    import ray
+
+    ask = ray.remote(lambda: os.environ.get("RAY_AUTH_TOKEN"))
+    worker_has_it = ray.get(ask.remote()) == os.environ["RAY_AUTH_TOKEN"]
+    gcs = ray.get_runtime_context().gcs_address
+    print(json.dumps({"gcs": gcs, "said": said, "worker_has_it": worker_has_it}), flush=True)
+    sys.stdin.readline()
+"""
+GUEST = """
+import logging, os, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+print("let in")
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, without what the tests decided about authentication."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    return plain | variables
+
+
+def guest(gcs: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", GUEST, gcs]
+    return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=120)
+
+
+def get(url: str, token: str | None) -> tuple[int, bytes]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+
+
+def test_only_who_has_the_token_is_let_in():
+    pipe = subprocess.PIPE
+    host = subprocess.Popen([sys.executable, "-c", HOST], stdin=pipe, stdout=pipe, text=True, env=environment())
+    assert host.stdin and host.stdout
+    try:
+        told = json.loads(next(line for line in host.stdout if line.startswith("{")))
+        (said,) = told["said"]
+        address, token_file = said.split()[2].rstrip(","), Path(said.split()[-1])
+        token = token_file.read_text()
+        assert token_file.stat().st_mode & 0o777 == 0o600 and len(token) == 64 and token not in said
+        assert told["worker_has_it"]
+
+        refused = [guest(told["gcs"], RAY_AUTH_MODE="disabled")]
+        refused.append(guest(told["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64))
+        assert [result.returncode for result in refused] == [1, 1]
+        assert not any("let in" in result.stdout for result in refused)
+        assert "let in" in guest(told["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
+
+        assert get(f"{address}/api/jobs/", None)[0] == 401
+        assert get(f"{address}/api/jobs/", "f" * 64)[0] in (401, 403)
+        status, body = get(f"{address}/api/jobs/", token)
+        metadata = [job["metadata"] for job in json.loads(body)]
+        assert status == 200 and {"run_id": "r1", "manifest": "m", "catalog": "c"} in metadata
+    finally:
+        host.communicate("\n", timeout=60)
+    assert host.returncode == 0 and not token_file.exists()
+
+
+def test_whoever_has_imported_ray_before_still_gets_one():
+    late = "import ray\n" + HOST.replace(', "worker_has_it": worker_has_it', "").replace(
+        'ray.get(ask.remote()) == os.environ["RAY_AUTH_TOKEN"]', "ray.get(ask.remote())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", late], input="\n", env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "token" not in json.loads(result.stdout)["said"][0]
