@@ -132,7 +132,7 @@ class RunLog:
             self._writer.join()
             self._write()
 
-    def tell(self, event: str, text: str, *, level: Level = "info", **fields: Any) -> None:
+    def tell(self, event: str, text: str, level: Level = "info", **fields: Any) -> None:
         """Something happened; `fields` whose value is None are left out."""
         stamp = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         known = {name: value for name, value in fields.items() if value is not None}

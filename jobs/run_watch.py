@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..core.errors import ConceptFailure
+from ..pipeline.plan import RunPlan
+from ..pipeline.run_accounting import RunSummary
 from ..pipeline.shard_work import ShardSummary
 from .run_books import RunBooks
 from .run_display import Pace, RunDisplay, counts, in_words
@@ -53,7 +56,7 @@ class RunWatch:
         shard, number = attempt.shard, attempt.attempt
         self.log.tell(
             "shard_started",
-            f"shard {shard.shard_id}, attempt {number}: {len(shard.concepts)} concepts to {_DOING[shard.kind]}",
+            f"shard {shard.shard_id}, attempt {number}: {len(shard.concepts)} to {_DOING[shard.kind]}",
             shard_id=shard.shard_id,
             attempt=number,
             concepts=list(shard.concept_ids),
@@ -66,7 +69,7 @@ class RunWatch:
         seconds = {phase: round(value, 3) for phase, value in summary.seconds.items()}
         self.log.tell(
             "shard_ended",
-            f"shard {summary.shard_id}, attempt {summary.attempt}: {len(summary.committed)} concepts committed, "
+            f"shard {summary.shard_id}, attempt {summary.attempt}: {len(summary.committed)} committed, "
             f"{len(summary.failures)} failed, {sum(seconds.values()):.1f} s",
             shard_id=summary.shard_id,
             attempt=summary.attempt,
@@ -76,15 +79,7 @@ class RunWatch:
             bytes_written=summary.bytes_written,
         )
         for failure in summary.failures:
-            self.log.tell(
-                "concept_failed",
-                f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}",
-                level="warning",
-                shard_id=summary.shard_id,
-                attempt=summary.attempt,
-                concept_id=failure.concept_id,
-                stage=failure.stage,
-            )
+            _tell_failure(self.log, failure, shard_id=summary.shard_id, attempt=summary.attempt)
 
     def incident(self, text: str) -> None:
         """Something went wrong and was dealt with."""
@@ -111,3 +106,46 @@ class RunWatch:
 
 
 _DOING = {"train": "train and render", "render": "render"}
+
+
+def tell_plan(log: RunLog, plan: RunPlan, *, manifest: str, base_model: str) -> None:
+    """A run begins: of what, and what there is to do.
+
+    Args:
+        manifest: its address, without credentials.
+    """
+    log.tell("run_started", f"run {log.run_id} of {manifest}", manifest=manifest, base_model=base_model)
+    log.tell(
+        "plan",
+        f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
+        f"{len(plan.current)} current, {len(plan.failures)} failed",
+        rows=plan.rows,
+        train=len(plan.train),
+        render_only=len(plan.render_only),
+        current=len(plan.current),
+        failed=len(plan.failures),
+    )
+    for failure in plan.failures:
+        _tell_failure(log, failure)
+
+
+def tell_end(log: RunLog, summary: RunSummary, report: str) -> None:
+    """A run came to its end.
+
+    Args:
+        report: where its page lies.
+    """
+    log.tell(
+        "run_ended",
+        f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current",
+        committed=summary.committed,
+        failed=len(summary.failed),
+        seconds=dict(summary.seconds),
+        wall_seconds=summary.wall_seconds,
+        report=report,
+    )
+
+
+def _tell_failure(log: RunLog, failure: ConceptFailure, **where: str) -> None:
+    text = f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}"
+    log.tell("concept_failed", text, "warning", concept_id=failure.concept_id, stage=failure.stage, **where)

@@ -36,7 +36,7 @@ from .run_folder import RunFolder
 from .run_log import LogFormat, RunEvent, RunLog, event_printer
 from .run_outcome import RunOutcome
 from .run_state import STOPPED
-from .run_watch import RunWatch
+from .run_watch import RunWatch, tell_end, tell_plan
 from .shipped_code import code_digest, package_version, versions_here
 from .stop_request import StopRequest, heeding_signals
 from .where_to_run import WhereToRun, workplace
@@ -235,39 +235,11 @@ class _Run:
             self._leave_word(error)
             raise
 
-    def _log_plan(self, manifest: str) -> None:
-        plan, spec = self.plan, self.asked.spec
-        self.log.tell("run_started", f"run {self.run_id} of {manifest}", manifest=manifest, base_model=spec.base_model)
-        self.log.tell(
-            "plan",
-            f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
-            f"{len(plan.current)} current, {len(plan.failures)} failed",
-            rows=plan.rows,
-            train=len(plan.train),
-            render_only=len(plan.render_only),
-            current=len(plan.current),
-            failed=len(plan.failures),
-        )
-        for failure in plan.failures:
-            text = f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}"
-            self.log.tell("concept_failed", text, level="warning", concept_id=failure.concept_id, stage=failure.stage)
-
-    def _log_end(self, summary: RunSummary, report: str) -> None:
-        self.log.tell(
-            "run_ended",
-            f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current",
-            committed=summary.committed,
-            failed=len(summary.failed),
-            seconds=dict(summary.seconds),
-            wall_seconds=summary.wall_seconds,
-            report=report,
-        )
-
     def _carry_out(self, store: CatalogStore) -> FinishedRun:
         asked, folder = self.asked, RunFolder(store, self.run_id)
         manifest, job = without_credentials(asked.manifest_uri), os.environ.get("PERSRES_JOB")
         folder.write_plan(manifest, asked.spec, self.plan, prune=asked.prune, job=job)
-        self._log_plan(manifest)
+        tell_plan(self.log, self.plan, manifest=manifest, base_model=asked.spec.base_model)
         outcome = self._work() if self.plan.has_work else None
         if outcome is not None and outcome.left:
             raise self._stopped()
@@ -287,7 +259,7 @@ class _Run:
         )
         pruned = self._prune(store)
         report = folder.write_end(summary, self.incidents, self._references())
-        self._log_end(summary, report)
+        tell_end(self.log, summary, report)
         try:
             compact(store, after=COMPACT_AFTER)
         except StoreError as error:  # the results are committed, and the next run folds their records

@@ -68,8 +68,8 @@ def test_a_runs_numbers_are_at_the_nodes_metrics_port(local_ray):
     latest = RunProgress(committed=4, failed=1, left=5, underway=1.5, workers=2, shards_waiting=3)
 
     found = scrape_until(
-        lambda found: found.get(("ray_persres_concepts", "committed")) == 4.0 and len(found) >= 17,
-        lambda: metrics.progress(latest),
+        lambda found: found.get(("ray_persres_concepts", "committed")) == 4.0 and len(found) >= 18,
+        lambda: metrics.progress(latest, 123.0),
     )
 
     assert found == {
@@ -79,6 +79,7 @@ def test_a_runs_numbers_are_at_the_nodes_metrics_port(local_ray):
         ("ray_persres_concepts", "waiting"): 3.5,
         ("ray_persres_workers",): 2.0,
         ("ray_persres_shards_waiting",): 3.0,
+        ("ray_persres_seconds_to_go",): 123.0,
         ("ray_persres_device_busy_share",): 0.5,
         ("ray_persres_pack_size",): 2.0,
         ("ray_persres_phase_seconds_total", "load"): 2.0,

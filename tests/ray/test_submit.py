@@ -85,7 +85,7 @@ def test_a_run_and_its_refreshes(submit, tmp_path):
     assert first.report and "bad" in Path(first.report).read_text()
     folder = f"runs/{first.summary.run_id}"
     documents = [path.removeprefix(f"{folder}/") for path in submit.store.list(folder)]
-    assert documents == ["failures.json", "plan.json", "report.html", "spec.yaml", "summary.json"]
+    assert documents == ["failures.json", "log.jsonl", "plan.json", "report.html", "spec.yaml", "summary.json"]
     plan = json.loads(submit.store.read(f"{folder}/plan.json"))
     assert plan["train"] == ["a", "b", "c", "bad"] and plan["failed"] == []
 
@@ -136,7 +136,7 @@ def test_prune_forgets_what_the_manifest_no_longer_lists(submit, tmp_path):
     finished = submit(manifest, prune=True)
     assert (finished.pruned, finished.summary.current, finished.summary.removed) == (2, 1, 2)
     assert sorted(read_committed(submit.store)) == ["a"] and finished.report
-    kept = [path for path in submit.store.list("") if path.endswith((".json", ".html"))]
+    kept = [path for path in submit.store.list("") if path.endswith((".json", ".jsonl", ".html"))]
     assert not [path for path in kept if b'"b"' in submit.store.read(path)], "no document names it"
     assert submit(manifest, prune=True).report is None, "there is nothing left to prune"
 
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_go_on_leaves_word_of_it(submit, tmp_path, monkeypatch
     from persres.jobs import run_shards as driver
 
     def refuse(self, *arguments):
-        self._tell("something happened")
+        self.tell("something happened")
         raise StoreRefused("no space left on device", fix="make room")
 
     monkeypatch.setattr(driver._Driver, "_succeeded", refuse)
