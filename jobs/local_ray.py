@@ -42,7 +42,7 @@ def embedded_ray(
     """A Ray on this machine's loopback interface, for as long as the block lasts.
 
     It asks for a token, unless RAY_AUTH_MODE says otherwise. A process that has connected to a Ray already, such as a
-    notebook, keeps that one; one that has merely imported it, and so has let it read its environment, gets no token.
+    notebook, keeps that one.
 
     Args:
         dashboard: also serve Ray's dashboard on http://127.0.0.1:8265; costs a second or two and some memory.
@@ -99,20 +99,23 @@ def _set_environment(values: dict[str, str]) -> None:
 
 
 def _authentication() -> dict[str, str]:
+    """What makes our Ray ask for a token; nothing where the user has said what it is to ask for."""
     if "RAY_AUTH_MODE" in os.environ:
         return {}
-    if "ray" in sys.modules:  # it has read that there is no token, and would not be let into its own cluster
-        return {"RAY_AUTH_MODE": "disabled"}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if "ray" in sys.modules:  # it has read the mode, and only looks again, with a warning, if there still is none
+        return token
+    return {"RAY_AUTH_MODE": "token", **token}
 
 
 @contextmanager
 def _told(dashboard: str | None, say: Callable[[str], None]) -> Iterator[None]:
     """Says how a browser gets into the dashboard, if there is one; the token lies in a file while the block lasts."""
-    token = os.environ.get("RAY_AUTH_TOKEN") if os.environ.get("RAY_AUTH_MODE") == "token" else None
+    is_asked_for = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    token = os.environ.get("RAY_AUTH_TOKEN") if is_asked_for else None
     if dashboard is None or token is None:
         if dashboard is not None:
-            say(f"Ray's dashboard: http://{dashboard}")
+            say(f"Ray's dashboard: http://{dashboard}" + (", which asks for your token" if is_asked_for else ""))
         yield
         return
     handle, name = tempfile.mkstemp(prefix="persres-dashboard-token-")  # for this user's eyes only

@@ -2,7 +2,8 @@
 
     python -m tests.ray.autoscaled_run GCS_ADDRESS FOLDER
 
-Its last shard goes on until all machines but its own have been given back.
+No shard ends before all workers are there, however long the machines of some take to come, and the last one goes on
+until all machines but its own have been given back.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from persres.pipeline.recovery import RecoverySettings
 from persres.pipeline.run_spec import RunSpec
 
 QUICK = 9
+AT_MOST = 3  # machines that the test's autoscaler may start
 LAST = "last"
 
 
@@ -42,7 +44,7 @@ class Summary:
 
 
 class ObedientWorker:
-    """Needs a moment for a shard; for the last one, until it is released."""
+    """Needs a moment for a shard, once all workers are there; for the last one, until it is released."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -53,7 +55,8 @@ class ObedientWorker:
     @ray.method(concurrency_group="shards")
     def personalize(self, shard: Shard, attempt: str) -> Summary:
         time.sleep(1.0)
-        while LAST in shard.concept_ids and not (self._folder / "released").exists():
+        gate = self._folder / ("released" if LAST in shard.concept_ids else "all-are-here")
+        while not gate.exists():
             time.sleep(0.1)
         return Summary(shard.concept_ids, (), {"train": 1.0})
 
@@ -81,6 +84,8 @@ def carry_out(folder: Path) -> dict[str, Any]:
         found = {"nodes": worker_nodes(), "workers": progress.workers, "committed": progress.committed}
         if seen[-1:] != [found]:
             seen.append(found)
+        if progress.workers == AT_MOST:
+            (folder / "all-are-here").touch()
         if progress.committed == QUICK and found["nodes"] == 1:
             (folder / "released").touch()
 

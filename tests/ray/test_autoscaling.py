@@ -17,7 +17,7 @@ from persres.pipeline.catalog_store import CatalogStore
 from persres.pipeline.run_spec import RunSpec
 from persres.pipeline.shard_commit import read_committed
 
-from .autoscaled_run import QUICK
+from .autoscaled_run import AT_MOST, QUICK
 from .autoscaling_head import AutoscalingHead, autoscaling_head
 from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
 
@@ -59,7 +59,7 @@ def test_a_run_that_asks_for_nothing_gets_the_gpus_that_there_may_be_and_gives_t
     """The machines are given back one after the other, also while the last shard goes on."""
     # Five are allowed by the type, and three in all; the other type's are no use.
     types = {"gpu": (5, {"CPU": 2, "GPU": 1}), "large": (5, {"CPU": 4})}
-    with autoscaling_head(types, at_most=3) as head, watched(head) as nodes:
+    with autoscaling_head(types, at_most=AT_MOST) as head, watched(head) as nodes:
         found = carried_out(head, tmp_path)
     assert found["begin"] == {"device": "cuda", "workers": 3, "nodes": 0}
     assert len(found["outcome"]["committed"]) == QUICK + 1 and not found["outcome"]["incidents"]

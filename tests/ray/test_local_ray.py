@@ -84,12 +84,22 @@ def test_only_who_has_the_token_is_let_in():
     assert host.returncode == 0 and not token_file.exists()
 
 
-def test_whoever_has_imported_ray_before_still_gets_one():
-    late = "import ray\n" + HOST.replace(', "worker_has_it": worker_has_it', "").replace(
-        'ray.get(ask.remote()) == os.environ["RAY_AUTH_TOKEN"]', "ray.get(ask.remote())"
+def test_nor_is_anybody_where_ray_was_imported_before():
+    pipe, late = subprocess.PIPE, "import ray\n" + HOST
+    host = subprocess.Popen([sys.executable, "-c", late], stdin=pipe, stdout=pipe, text=True, env=environment())
+    assert host.stdin and host.stdout
+    try:
+        told = json.loads(next(line for line in host.stdout if line.startswith("{")))
+        assert told["worker_has_it"]
+        refused = guest(told["gcs"], RAY_AUTH_MODE="disabled")
+        assert refused.returncode == 1 and "let in" not in refused.stdout
+    finally:
+        host.communicate("\n", timeout=60)
+    assert host.returncode == 0
+
+
+def test_the_command_line_imports_no_ray_before_it_is_told_to_ask_for_a_token():
+    check = "import sys, persres.jobs.cli, persres.jobs.submit, persres.jobs.where_to_run; print('ray' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120).stdout == "False\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", late], input="\n", env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert "token" not in json.loads(result.stdout)["said"][0]
