@@ -57,7 +57,7 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(self._every_s):
             try:
-                if self._store.exists(self._path):
+                if self._store.exists(self._path) and not self._over.is_set():
                     self._on_asked(self._word())
                     return
             except StoreError:  # the run itself finds out, and has its own patience

@@ -149,6 +149,8 @@ def _client(address: str) -> JobSubmissionClient:
     for talkative in ("dashboard_sdk", "job.sdk"):  # of packages it uploads and sockets it closes
         logging.getLogger(f"ray.dashboard.modules.{talkative}").setLevel(logging.WARNING)
 
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)  # it tells of every upload
+
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": ANSWERS_WITHIN_S, **options})
