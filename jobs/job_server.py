@@ -146,10 +146,9 @@ def is_job_server(address: str) -> bool:
 def _client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    for talkative in ("dashboard_sdk", "job.sdk"):  # of packages it uploads and sockets it closes
-        logging.getLogger(f"ray.dashboard.modules.{talkative}").setLevel(logging.WARNING)
-
-    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)  # it tells of every upload
+    # Of packages it uploads and sockets it closes.
+    for talkative in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{talkative}").setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
