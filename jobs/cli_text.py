@@ -120,7 +120,7 @@ DEVICE = (
     "What workers run on. `auto`: GPUs where there are any, or a cluster of `ray up` may start some; "
     "say `cuda` for other clusters that start GPU nodes on demand, as on Kubernetes."
 )
-DASHBOARD = "Serve the embedded Ray's dashboard on http://127.0.0.1:8265."
+DASHBOARD = "Serve the embedded Ray's dashboard on http://127.0.0.1:8265; says where the token is that it asks for."
 WAIT = "While another run holds the catalog, wait for it to end."
 PRUNE = "At the end, forget the concepts that the manifest no longer lists, as `forget` does."
 REPORT_MANIFEST = "Show the references of this manifest, and only its concepts."
