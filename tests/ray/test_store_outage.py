@@ -94,7 +94,8 @@ def test_a_store_that_does_not_come_back_ends_the_run(tmp_path, server):
         wait_for(lambda: read_committed(store), process)
         server.faults.rule = lambda request: "503"
         out, err = process.communicate(timeout=400)
-    assert process.returncode == 1 and out == "" and "Fix:" in err and "Traceback" not in err, err
+    assert process.returncode == 1 and "Fix:" in err and "Traceback" not in err, err
+    assert (json.loads(out)["state"], json.loads(out)["exit_code"]) == ("failed", 1)
     assert "a-secret" not in err
     server.faults.rule = lambda request: None
     done = len(read_committed(store))
@@ -113,7 +114,8 @@ def test_a_full_disk_ends_the_run_and_making_room_lets_the_next_one_finish(tmp_p
         store = CatalogStore(str(disk / "catalog"))
         submit = command(tmp_path, store.uri, grace_seconds=20, lease_seconds=3)
         full = subprocess.run(submit, capture_output=True, text=True, timeout=400)
-        assert full.returncode == 1 and full.stdout == "" and "No space left" in full.stderr, full.stderr
+        assert full.returncode == 1 and "No space left" in full.stderr, full.stderr
+        assert "No space left" in json.loads(full.stdout)["error"]
         assert "Fix:" in full.stderr and "Traceback" not in full.stderr
         done = len(read_committed(store))
         assert done < len(NAMES)
