@@ -116,7 +116,8 @@ def test_a_signal_lets_what_is_in_flight_be_committed(submit, store, number, cod
         out, err = process.communicate(timeout=200)
     finally:
         process.kill()
-    assert process.returncode == code and out == "", err
+    assert process.returncode == code, err
+    assert (json.loads(out)["state"], json.loads(out)["exit_code"]) == ("stopped", code)
     assert "asked to stop" in err and "concepts done and committed" in err and "Traceback" not in err
     done = len(read_committed(store))
     assert f"with {done} of {len(NAMES)} concepts" in err and 1 < done < len(NAMES)
