@@ -9,6 +9,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the Hub's client is imported, which the following does
+
 from .bad_input import BadInput, Ending
 from .cases import KINDS, Corpus
 from .workplace import workplaces
@@ -77,7 +79,6 @@ def _cell(message: str) -> str:
 
 
 def main() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with workplaces() as places:
         print(page(Corpus(places)), end="")
 
