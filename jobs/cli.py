@@ -150,10 +150,12 @@ def submit(
         if dry_run:
             _print_plan(manifest, run_spec, catalog, _where(workers, device=device), prune=prune, as_json=as_json)
         elif on_cluster:
-            from .cluster_job import new_cluster_run, submit_to_cluster
+            from .cluster_job import ClusterRun, submit_to_cluster
 
             choices: dict[str, Any] = {"wait": wait, "prune": prune, "log_format": log_format}
-            run = new_cluster_run(run_id, manifest, catalog, workers, device, **choices)
+            if run_id:
+                choices["run_id"] = run_id
+            run = ClusterRun(manifest, catalog, workers, device, **choices)
             ending.run_id = run.run_id
             raise typer.Exit(submit_to_cluster(address or "", run, run_spec, follow=follow, as_json=as_json))
         elif not follow:

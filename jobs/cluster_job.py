@@ -16,17 +16,16 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..core.errors import InvalidInput
-from ..pipeline.catalog_lease import owner_here
 from ..pipeline.manifest_row import without_credentials
 from ..pipeline.run_id import later_run_id
 from .cluster_runs import JobMetadata, RunJob, job_name, run_job
 from .job_log import follow_job
 from .job_server import ClusterAway, JobRefused, JobServer
-from .shipped_code import code_digest, copy_floors, package_version
+from .shipped_code import copy_floors
 
 if TYPE_CHECKING:
     from ..pipeline.run_spec import RunSpec
@@ -69,19 +68,7 @@ class ClusterRun:
 
     def metadata(self) -> JobMetadata:
         """What the dashboard shows of it."""
-        return JobMetadata(
-            run_id=self.run_id,
-            manifest=without_credentials(self.manifest_uri),
-            catalog=self.catalog_uri,
-            code=code_digest(),
-            version=package_version(),
-            owner=owner_here(),
-        )
-
-
-def new_cluster_run(run_id: str | None, *arguments: Any, **options: Any) -> ClusterRun:
-    """A `ClusterRun` with this id, or with a new one."""
-    return ClusterRun(*arguments, **options, **({"run_id": run_id} if run_id else {}))
+        return JobMetadata.here(self.run_id, self.manifest_uri, self.catalog_uri)
 
 
 def submit_to_cluster(
@@ -144,7 +131,7 @@ def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable
     """
     grace_s = math.ceil(spec.recovery.grace_seconds) + STOP_MARGIN_S
     metadata = run.metadata()
-    variables = {"PERSRES_JOB": run.job, "PERSRES_CODE": metadata.code, "PERSRES_VERSION": metadata.version}
+    variables = {"PERSRES_JOB": run.job, "PERSRES_VERSION": metadata.version}
     # Ray kills a job three seconds after it has asked it to stop; this is read by the process that does so.
     variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(grace_s)
     with TemporaryDirectory() as folder:

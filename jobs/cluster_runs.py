@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from ..pipeline.catalog_lease import owner_here
+from ..pipeline.manifest_row import without_credentials
 from .job_server import JobServer
 from .run_state import State
+from .shipped_code import code_digest, package_version
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -35,6 +38,12 @@ class JobMetadata:
     code: str = ""
     version: str = ""
     owner: str = ""
+
+    @classmethod
+    def here(cls, run_id: str, manifest_uri: str, catalog_uri: str) -> JobMetadata:
+        """Of a run that this process starts or submits, with the code that it has itself."""
+        manifest = without_credentials(manifest_uri)
+        return cls(run_id, manifest, catalog_uri, code_digest(), package_version(), owner_here())
 
     def to_ray(self) -> dict[str, str]:
         return {name: value for name, value in asdict(self).items() if value}

@@ -37,7 +37,7 @@ from .run_log import LogFormat, RunEvent, RunLog, event_printer
 from .run_outcome import RunOutcome
 from .run_state import STOPPED
 from .run_watch import RunWatch, tell_end, tell_plan
-from .shipped_code import code_digest, package_version, versions_here
+from .shipped_code import versions_here
 from .stop_request import StopRequest, heeding_signals
 from .where_to_run import WhereToRun, workplace
 
@@ -270,14 +270,7 @@ class _Run:
         asked, spec = self.asked, self.asked.spec
         if not asked.where.join_cluster:  # the workers will be on this machine, and here somebody sees how it goes
             fetch_planned(spec, self.prepared.base, self.prepared.scorer, asked.console)
-        metadata = JobMetadata(
-            run_id=self.run_id,
-            manifest=without_credentials(asked.manifest_uri),
-            catalog=asked.catalog_uri,
-            code=code_digest(),
-            version=package_version(),
-            owner=owner_here(),
-        )
+        metadata = JobMetadata.here(self.run_id, asked.manifest_uri, asked.catalog_uri)
         with workplace(asked.where, spec, metadata=metadata.to_ray(), say=asked.say) as place, self.stop.orderly():
             from .cluster_nodes import resources_in_words  # Ray reads its environment when it is imported
             from .gpu_worker import worker_maker

@@ -9,27 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from persres.jobs.cli import main
 from persres.pipeline.catalog_digest import concept_digests
 from persres.pipeline.catalog_lease import hold_lease, lease_holder
 from persres.pipeline.catalog_store import CatalogStore
 
 from ..pipeline.catalog_samples import planned
 from ..pipeline.upkeep_samples import dead_attempt, history, trained
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command line; returns (exit code, standard output, standard error)."""
-    monkeypatch.delenv("PERSRES_DEBUG", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

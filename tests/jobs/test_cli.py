@@ -19,21 +19,6 @@ from persres.pipeline.run_spec import RunSpec
 from ..core.tiny_models import write_tiny_pipeline
 
 
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command line; returns (exit code, standard output, standard error)."""
-    monkeypatch.setenv("PERSRES_DEBUG", "")  # so that what `--debug` sets is taken back after the test
-    monkeypatch.delenv("PERSRES_DEBUG")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_tiny_pipeline(tmp_path_factory.mktemp("model"), "sd1")

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from persres.core.errors import InvalidInput
-from persres.jobs.cluster_job import ClusterRun, holds_credentials, new_cluster_run, submit_to_cluster
+from persres.jobs.cluster_job import ClusterRun, holds_credentials, submit_to_cluster
 from persres.jobs.cluster_runs import JobMetadata
 from persres.jobs.shipped_code import code_digest
 from persres.pipeline.run_id import RUN_ID
@@ -31,8 +31,7 @@ def test_a_run_has_its_name_before_it_is_sent():
     assert ClusterRun("s3://b/m.parquet", "s3://b/c").run_id != run.run_id
     words = shlex.split(run.entrypoint())
     assert words[words.index("--run-id") + 1] == run.run_id
-    assert new_cluster_run("20261122T190501Z-3fa9c1", "a", "b", workers=2).run_id == "20261122T190501Z-3fa9c1"
-    assert RUN_ID.fullmatch(new_cluster_run(None, "a", "b").run_id)
+    assert RUN_ID.fullmatch(ClusterRun("a", "b").run_id)
 
 
 def test_the_dashboard_shows_whose_run_it_is_and_nothing_secret():

@@ -9,7 +9,6 @@ import pytest
 
 from persres.core.errors import ConceptFailure
 from persres.jobs.catalog_stop import heeding_catalog
-from persres.jobs.cli import main
 from persres.jobs.run_state import STOPPED
 from persres.pipeline.catalog_lease import hold_lease
 from persres.pipeline.catalog_store import CatalogStore
@@ -17,21 +16,6 @@ from persres.pipeline.run_accounting import RunSummary
 
 FIRST, SECOND, THIRD = "20261121T030000Z-aaaaaa", "20261122T030000Z-bbbbbb", "20261123T030000Z-cccccc"
 NOBODY = "http://127.0.0.1:1"
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run a command line; returns (exit code, standard output, standard error)."""
-    monkeypatch.delenv("PERSRES_DEBUG", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

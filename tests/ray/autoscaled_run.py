@@ -12,13 +12,12 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from persres.core.errors import ConceptFailure
 from persres.jobs import staffing
 from persres.jobs.crew import SHARDS_IN_HAND
 from persres.jobs.run_outcome import RunProgress
@@ -29,18 +28,11 @@ from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
 from persres.pipeline.plan import PlannedConcept, Shard
 from persres.pipeline.recovery import RecoverySettings
 from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.shard_work import ShardSummary
 
 QUICK = 9
 AT_MOST = 3  # machines that the test's autoscaler may start
 LAST = "last"
-
-
-@dataclass
-class Summary:
-    committed: tuple[str, ...]
-    failures: tuple[ConceptFailure, ...]
-    seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
 
 
 class ObedientWorker:
@@ -53,12 +45,12 @@ class ObedientWorker:
         pass
 
     @ray.method(concurrency_group="shards")
-    def personalize(self, shard: Shard, attempt: str) -> Summary:
+    def personalize(self, shard: Shard, attempt: str) -> ShardSummary:
         time.sleep(1.0)
         gate = self._folder / ("released" if LAST in shard.concept_ids else "all-are-here")
         while not gate.exists():
             time.sleep(0.1)
-        return Summary(shard.concept_ids, (), {"train": 1.0})
+        return ShardSummary(shard.shard_id, attempt, shard.concept_ids, (), {"train": 1.0})
 
     @ray.method(concurrency_group="progress")
     def progress(self) -> dict[Any, Any]:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,9 @@ from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
 from persres.pipeline.plan import PlannedConcept, Shard
 from persres.pipeline.recovery import RecoverySettings
 from persres.pipeline.shard_stages import WorkerSpoilt
-from persres.pipeline.shard_work import ShardProgress
+from persres.pipeline.shard_work import ShardProgress, ShardSummary
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-@dataclass
-class Summary:
-    committed: tuple[str, ...]
-    failures: tuple[ConceptFailure, ...]
-    seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
 
 
 class ScriptedWorker:
@@ -63,7 +54,7 @@ class ScriptedWorker:
             raise InvalidInput("there is no model", fix="name one")
 
     @ray.method(concurrency_group="shards")
-    def personalize(self, shard: Shard, attempt: str) -> Summary:
+    def personalize(self, shard: Shard, attempt: str) -> ShardSummary:
         key = (shard.shard_id, attempt)
         self._note(f"{os.getpid()} {attempt} {' '.join(shard.concept_ids)}")
         with self._device:
@@ -79,7 +70,7 @@ class ScriptedWorker:
             time.sleep(1.5)
         done = tuple(name for name in shard.concept_ids if not name.startswith("bad"))
         notes = tuple(f"{name} was noted" for name in done if name.startswith("note"))
-        return Summary(done, tuple(failures), {"train": 1.0}, notes)
+        return ShardSummary(*key, done, tuple(failures), {"train": 1.0}, notes)
 
     def _work(self, shard: Shard, key: tuple[str, str]) -> list[ConceptFailure]:
         failures = []
@@ -103,6 +94,8 @@ class ScriptedWorker:
                 raise StoreError("SlowDown")
             if concept_id.startswith("tiny-device"):
                 raise PersresError("the device has too little memory to train a single concept", fix="a larger one")
+            if concept_id.startswith("meet"):
+                self._meet(concept_id.partition("-")[0])
             if concept_id.startswith("slow"):
                 self._progress[key] = ShardProgress("train", 0.5)
                 time.sleep(0.8)
@@ -117,6 +110,12 @@ class ScriptedWorker:
     def _note(self, line: str) -> None:
         with open(self._folder / "log", "a") as log:
             log.write(line + "\n")
+
+    def _meet(self, where: str) -> None:
+        """Wait for so many workers as the place's name says, "meet3" or "meet3b"; no place is used twice."""
+        (self._folder / f"{where}-{os.getpid()}").touch()
+        while len(list(self._folder.glob(f"{where}-*"))) < int(where[4]):
+            time.sleep(0.05)
 
     def _first_time(self, name: str) -> bool:
         marker = self._folder / f"seen-{name}"

@@ -31,40 +31,41 @@ def processes(folder: Path) -> set[str]:
 def test_idle_workers_go_while_the_last_shard_goes_on_and_their_time_ends_there(run, monkeypatch):
     hurry(monkeypatch, 0.1)
 
-    def with_patience(recovery: RecoverySettings) -> tuple[RunOutcome, list[int], list[str]]:
+    def with_patience(recovery: RecoverySettings, meet: str) -> tuple[RunOutcome, list[int], list[str]]:
         said: list[str] = []
         crews: list[int] = []
         outcome = run(
-            shard(*slowly(4)),
-            shard("slow-b"),
-            shard("slow-c"),
+            shard(f"{meet}-a", *slowly(4)),
+            shard(f"{meet}-b", "slow-b"),
+            shard(f"{meet}-c", "slow-c"),
             workers=3,
             recovery=recovery,
             on_notice=said.append,
             on_progress=lambda progress: crews.append(progress.workers) if progress.left else None,
         )
-        assert len(outcome.committed) == 6 and outcome.workers == 3 and not outcome.incidents
+        assert len(outcome.committed) == 9 and outcome.workers == 3 and not outcome.incidents
         return outcome, crews, said
 
-    thrifty, crews, said = with_patience(AT_ONCE)
+    thrifty, crews, said = with_patience(AT_ONCE, "meet3a")
     assert max(crews) == 3 and crews[-1] == 1, "one is left for the last shard"
     assert any("let go: nothing waits for a worker, with 1 shard in flight" in text for text in said)
-    wasteful, crews, said = with_patience(NEVER)
+    wasteful, crews, said = with_patience(NEVER, "meet3b")
     assert max(crews) == crews[-1] == 3 and not said
     assert thrifty.ready_seconds < wasteful.ready_seconds
 
 
 def test_a_shard_that_comes_back_is_taken_over_by_an_idle_worker(run, tmp_path, monkeypatch):
     hurry(monkeypatch, 0.1)
-    outcome = run(shard(*slowly(2, "once1")), shard("a"), workers=2, recovery=NEVER)
-    assert len(outcome.committed) == 4 and len(processes(tmp_path)) == 2
+    outcome = run(shard("meet2-a", *slowly(2, "once1")), shard("meet2-b"), workers=2, recovery=NEVER)
+    assert len(outcome.committed) == 5 and len(processes(tmp_path)) == 2
 
 
 def test_when_all_idle_workers_have_gone_one_is_hired_for_what_comes_back(run, tmp_path, monkeypatch):
     hurry(monkeypatch, 0.1)
     said: list[str] = []
-    outcome = run(shard(*slowly(2, "once1")), shard("a"), workers=2, recovery=AT_ONCE, on_notice=said.append)
-    assert len(outcome.committed) == 4 and not outcome.failures
+    shards = shard("meet2-a", *slowly(2, "once1")), shard("meet2-b")
+    outcome = run(*shards, workers=2, recovery=AT_ONCE, on_notice=said.append)
+    assert len(outcome.committed) == 5 and not outcome.failures
     assert len(processes(tmp_path)) == 3 and any("let go" in text for text in said)
 
 
@@ -83,15 +84,15 @@ def test_nobody_is_let_go_while_nothing_may_be_handed_out(run, monkeypatch):
             (held if len(held) <= 15 else after).append(progress.workers)
 
     outcome = run(
-        shard(*slowly(4)),
-        shard("slow-b"),
+        shard("meet2-a", *slowly(4)),
+        shard("meet2-b", "slow-b"),
         workers=2,
         recovery=AT_ONCE,
         may_start=may_start,
         on_shard=ended.append,
         on_progress=note,
     )
-    assert len(outcome.committed) == 5 and set(held) == {2} and after[-1] == 1
+    assert len(outcome.committed) == 7 and set(held) == {2} and after[-1] == 1
 
 
 def test_a_run_that_is_to_stop_keeps_only_workers_that_have_something(run, monkeypatch):
@@ -99,15 +100,15 @@ def test_a_run_that_is_to_stop_keeps_only_workers_that_have_something(run, monke
     ended: list[object] = []
     crews: list[int] = []
     outcome = run(
-        shard(*slowly(4)),
-        shard("slow-b"),
+        shard("meet2-a", *slowly(4)),
+        shard("meet2-b", "slow-b"),
         workers=2,
         recovery=NEVER,
         stop_asked=lambda: bool(ended),
         on_shard=ended.append,
         on_progress=lambda progress: crews.append(progress.workers) if ended and progress.left else None,
     )
-    assert len(outcome.committed) == 5 and crews[-1] == 1
+    assert len(outcome.committed) == 7 and crews[-1] == 1
 
 
 def test_requests_for_a_machine_are_withdrawn_when_no_shard_is_left_for_them(run, monkeypatch):
