@@ -138,11 +138,12 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     from ..pipeline.run_id import require_run_id
+    from .job_server import is_job_server
     from .run_ending import RunEnding, telling
     from .webhook import webhook_of
 
     address = address or os.environ.get("RAY_ADDRESS")
-    on_cluster = address is not None and address.startswith(("http://", "https://"))
+    on_cluster = address is not None and is_job_server(address)
     with telling(RunEnding(manifest, catalog), as_json=as_json) as ending:
         ending.webhook = None if dry_run else webhook_of(webhook, on_cluster=on_cluster)
         run_spec = _load(spec)
