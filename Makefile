@@ -26,7 +26,7 @@ test-all: .venv/installed-dev
 	$(PYTEST) -n $(WORKERS) --dist loadgroup
 
 chaos: .venv/installed-dev
-	.venv/bin/python tests/ray/chaos.py --rounds 20
+	.venv/bin/python tests/programs/chaos.py --rounds 20
 
 bench: .venv/installed-dev
 	mkdir -p .benchmarks

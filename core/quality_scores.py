@@ -9,29 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from .batching import batches
 from .errors import InvalidInput
-from .settings import Settings
-
-
-class ScoringSettings(Settings):
-    """The gate: a rendering passes when both of its scores reach these cosines; null switches a bound off."""
-
-    min_prompt_score: float | None = Field(
-        default=None, ge=-1, le=1, description="smallest cosine between the image and its prompt"
-    )
-    min_identity_score: float | None = Field(
-        default=None, ge=-1, le=1, description="smallest mean cosine between the image and the references"
-    )
-    batch_size: int = Field(default=32, ge=1, le=4096, description="images scored together; short batches are padded")
-
-    @classmethod
-    def not_fingerprinted(cls) -> frozenset[str]:
-        return frozenset({"batch_size"})
+from .scoring_settings import ScoringSettings
 
 
 @dataclass(frozen=True, slots=True)

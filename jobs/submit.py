@@ -14,41 +14,38 @@ import numpy as np
 from rich.console import Console
 
 from ..core.errors import PersresError, StoreError
-from ..pipeline.catalog_lease import Lease, LeaseState, hold_lease, owner_here
-from ..pipeline.catalog_store import CatalogStore
-from ..pipeline.commit_index import COMPACT_AFTER, compact
-from ..pipeline.commit_record import ShardCommit
-from ..pipeline.forgetting import forget
-from ..pipeline.manifest_row import without_credentials
-from ..pipeline.plan import RunPlan, Shard, make_shards
-from ..pipeline.reference_images import load_references
-from ..pipeline.run_accounting import RunSummary, account_for
-from ..pipeline.run_id import new_run_id
-from ..pipeline.run_spec import RunSpec
-from ..pipeline.shard_commit import read_committed
-from .catalog_stop import StopWord, heeding_catalog
-from .cluster_runs import JobMetadata
-from .model_fetch import fetch_planned
-from .prepare_run import PreparedRun, prepare_run
-from .run_books import RunBooks
-from .run_display import Pace, RunDisplay, counting
-from .run_folder import RunFolder
-from .run_log import LogFormat, RunEvent, RunLog, event_printer
-from .run_outcome import RunOutcome
-from .run_state import STOPPED
-from .run_watch import RunWatch, tell_end, tell_plan
-from .shipped_code import versions_here
-from .stop_request import StopRequest, heeding_signals
-from .where_to_run import WhereToRun, workplace
+from ..pipeline.catalog.commit_record import ShardCommit
+from ..pipeline.catalog.index import COMPACT_AFTER, compact, read_committed
+from ..pipeline.catalog.lease import Lease, LeaseState, hold_lease, owner_here
+from ..pipeline.catalog.store import CatalogStore
+from ..pipeline.maintenance.forget import forget
+from ..pipeline.manifest.row import without_credentials
+from ..pipeline.planning.plan import RunPlan, Shard, make_shards
+from ..pipeline.planning.prepare import PreparedRun, prepare_run
+from ..pipeline.references.images import load_references
+from ..pipeline.run.documents import RunFolder
+from ..pipeline.run.log import LogFormat, RunEvent, RunLog, event_printer
+from ..pipeline.run.run_id import new_run_id
+from ..pipeline.run.state import STOPPED
+from ..pipeline.run.stop_file import StopWord, heeding_catalog
+from ..pipeline.run.summary import RunSummary, account_for
+from ..pipeline.spec.run_spec import RunSpec
+from ..pipeline.timing import DRIVER_STORE_RETRY_S, WAIT_NOTICE_INTERVAL_S
+from .cluster.code import versions_here
+from .cluster.placement import WhereToRun, workplace
+from .cluster.run_jobs import JobMetadata
+from .driver.progress import RunOutcome
+from .observe.display import Pace, RunDisplay, counting
+from .observe.model_progress import fetch_planned
+from .observe.observer import RunWatch, tell_end, tell_plan
+from .observe.run_books import RunBooks
+from .observe.signals import StopRequest, heeding_signals
 
 if TYPE_CHECKING:
-    from .shard_queue import ShardAttempt
+    from .driver.shard_queue import ShardAttempt
 
 PACK_BEFORE_MEASURING = 8
 """Shards are cut to whole packs of this size where the workers have yet to measure how large theirs are."""
-
-WAIT_NOTICE_S = 60.0
-BRIEF_PATIENCE_S = 5.0
 
 
 class RunStopped(PersresError):
@@ -177,7 +174,7 @@ class _Submission:
         stop: StopRequest,
         books: RunBooks,
     ) -> FinishedRun:
-        store = CatalogStore(self.catalog_uri, patience_s=BRIEF_PATIENCE_S)
+        store = CatalogStore(self.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)
         with RunLog(store, run_id, self.on_event) as log:
             return _Run(self, run_id, prepared, plan, lease, stop, books, log).carry_out()
 
@@ -200,7 +197,7 @@ class _WaitNotice:
         self._said = float("-inf")
 
     def __call__(self, holder: LeaseState) -> None:
-        if holder.token == self._token and time.monotonic() - self._said < WAIT_NOTICE_S:
+        if holder.token == self._token and time.monotonic() - self._said < WAIT_NOTICE_INTERVAL_S:
             return
         self._token, self._said = holder.token, time.monotonic()
         since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -272,10 +269,10 @@ class _Run:
             fetch_planned(spec, self.prepared.base, self.prepared.scorer, asked.console)
         metadata = JobMetadata.here(self.run_id, asked.manifest_uri, asked.catalog_uri)
         with workplace(asked.where, spec, metadata=metadata.to_ray(), say=asked.say) as place, self.stop.orderly():
-            from .cluster_nodes import resources_in_words  # Ray reads its environment when it is imported
-            from .gpu_worker import worker_maker
-            from .metrics import RunMetrics
-            from .run_shards import run_shards
+            from .cluster.nodes import resources_in_words  # Ray reads its environment when it is imported
+            from .driver.gpu_worker import worker_maker
+            from .driver.run_shards import run_shards
+            from .observe.metrics import RunMetrics
 
             make_worker = worker_maker(
                 spec,
@@ -307,7 +304,7 @@ class _Run:
                 )
 
     def _commit_of(self, attempt: ShardAttempt) -> ShardCommit | None:
-        store = CatalogStore(self.asked.catalog_uri, patience_s=BRIEF_PATIENCE_S)  # the driver must not stand still
+        store = CatalogStore(self.asked.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)  # the driver must not stand still
         path = store.commit_record(self.run_id, attempt.shard.shard_id, attempt.attempt)
         return ShardCommit.from_json(store.read(path), path=path) if store.exists(path) else None
 
@@ -345,7 +342,7 @@ class _Run:
         """What happened is in the run's folder also where the run did not come to its end, if the store takes it."""
         stopped = isinstance(error, RunStopped)
         self.log.tell("run_stopped" if stopped else "run_failed", str(error), level="warning" if stopped else "error")
-        store = CatalogStore(self.asked.catalog_uri, patience_s=BRIEF_PATIENCE_S)
+        store = CatalogStore(self.asked.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)
         with suppress(StoreError):
             RunFolder(store, self.run_id).write_abort(self.plan.failures, self.incidents, str(error))
 

@@ -13,28 +13,25 @@ from dataclasses import dataclass
 
 from ..core.concept import derive_seed, expand_template
 from ..core.errors import ConceptError, ConceptFailure, PersresError
-from ..core.lag_sampling import Rendering, RenderRequest, render
 from ..core.latents import encode_references
 from ..core.quality_scores import QualityScores, score_renderings
 from ..core.residual import Residual
-from ..core.residual_training import (
-    TrainedResidual,
-    TrainingRequest,
-    TrainingSettings,
-    is_out_of_memory,
-    train_residuals,
-)
-from .catalog_store import CatalogStore
-from .measured_speed import Measured, batches_of, pace_of, pack_steps
-from .pack_size import device_name
-from .personalizer import Personalizer
-from .plan import Shard
-from .result_rows import rendering_row, residual_row
-from .run_spec import RunSpec
-from .shard_commit import commit_shard
-from .shard_loading import LoadedConcept, load_shard
-from .shard_stages import ShardStages
-from .shard_work import ShardProgress, ShardSummary, ShardWork
+from ..core.sampling.lag_sampling import Rendering, RenderRequest, render
+from ..core.training.residual_training import TrainedResidual, is_out_of_memory, train_residuals
+from ..core.training.settings import TrainingSettings
+from ..core.training.training_pack import TrainingRequest
+from .catalog.commit_record import Measured
+from .catalog.store import CatalogStore
+from .planning.plan import Shard
+from .planning.throughput import batches_of, pace_of, pack_steps
+from .shard.commit import commit_shard
+from .shard.loading import LoadedConcept, load_shard
+from .shard.pack_size import device_name
+from .shard.personalizer import Personalizer
+from .shard.rows import rendering_row, residual_row
+from .shard.stages import ShardStages
+from .shard.work import ShardProgress, ShardSummary, ShardWork
+from .spec.run_spec import RunSpec
 
 
 def personalize_shard(

@@ -43,7 +43,7 @@ def _has_gpu() -> bool:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A real Ray with four CPUs on the loopback interface, shared by all tests of a process."""
-    from persres.jobs.local_ray import embedded_ray
+    from persres.jobs.cluster.local_ray import embedded_ray
 
     with embedded_ray(4):
         yield

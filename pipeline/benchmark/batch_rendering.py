@@ -9,8 +9,9 @@ import torch
 
 from ...core.base_model import BaseModel
 from ...core.batching import batches
-from ...core.lag_sampling import RenderRequest, SamplingSettings, make_scheduler, tokenize_request
 from ...core.latents import decode_latents
+from ...core.sampling.lag_sampling import RenderRequest, make_scheduler, tokenize_request
+from ...core.sampling.settings import SamplingSettings
 from ...core.text_conditioning import encode_negative, encode_text
 
 

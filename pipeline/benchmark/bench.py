@@ -15,19 +15,12 @@ from typing import Any
 import torch
 
 from ...core.base_model import BaseModel
-from ...core.device_memory import available_bytes, peak_memory, release_memory
 from ...core.errors import InvalidInput, PersresError
-from ...core.residual_training import is_out_of_memory
+from ...core.training.device_memory import available_bytes, peak_memory, release_memory
+from ...core.training.residual_training import is_out_of_memory
 from .bench_plan import BenchPlan
 from .bench_result import REFERENCE, BenchResult, Measured, compare
-from .contestants import (
-    QUICK_STEPS,
-    Contestant,
-    MemoryEnded,
-    OurTraining,
-    rendering_contestants,
-    training_contestants,
-)
+from .contestants import QUICK_STEPS, Contestant, MemoryEnded, OurTraining, rendering_contestants, training_contestants
 from .device_peak import matmul_peak, threads
 
 OnProgress = Callable[[str, int, int], None]

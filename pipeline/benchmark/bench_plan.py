@@ -11,10 +11,10 @@ import torch
 
 from ...core.base_model import BaseModel, load_base_model
 from ...core.errors import InvalidInput
-from ...core.lag_sampling import SamplingSettings
-from ...core.residual_training import TrainingSettings
-from ..base_model_files import resolve_model
-from ..run_spec import RunSpec
+from ...core.sampling.settings import SamplingSettings
+from ...core.training.settings import TrainingSettings
+from ..models.resolve import resolve_model
+from ..spec.run_spec import RunSpec
 from .published_shapes import PUBLISHED_SHAPES, build_published
 
 LARGEST_PACK = {"cpu": 16, "cuda": 1024}

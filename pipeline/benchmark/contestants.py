@@ -18,11 +18,14 @@ import numpy as np
 
 from ...core.base_model import BaseModel
 from ...core.errors import ConceptFailure, PersresError
-from ...core.lag_sampling import RenderRequest, SamplingSettings, Variant, render
 from ...core.latents import encode_references
 from ...core.lora_export import diffusers_lora
 from ...core.residual import initialize_residual
-from ...core.residual_training import TrainingRequest, TrainingSettings, train_residuals
+from ...core.sampling.lag_sampling import RenderRequest, render
+from ...core.sampling.settings import SamplingSettings, Variant
+from ...core.training.residual_training import train_residuals
+from ...core.training.settings import TrainingSettings
+from ...core.training.training_pack import TrainingRequest
 from .batch_rendering import render_bare
 from .bench_result import Unit
 from .dreambooth_lora_peer import PeerModels, train_peer

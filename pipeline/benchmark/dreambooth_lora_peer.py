@@ -44,8 +44,8 @@ from ...core.base_model import BaseModel
 from ...core.concept import expand_template
 from ...core.errors import InvalidInput
 from ...core.identifier_token import tokenize
-from ...core.residual_training import TrainingSettings
 from ...core.text_conditioning import TextConditioning, encode_text
+from ...core.training.settings import TrainingSettings
 from .twin import twin
 
 WEIGHT_DECAY = 1e-2

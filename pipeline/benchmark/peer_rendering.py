@@ -17,7 +17,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from ...core.base_model import BaseModel
-from ...core.lag_sampling import RenderRequest, SamplingSettings, make_scheduler, tokenize_request
+from ...core.sampling.lag_sampling import RenderRequest, make_scheduler, tokenize_request
+from ...core.sampling.settings import SamplingSettings
 from .dreambooth_lora_peer import require_peft
 from .twin import twin
 

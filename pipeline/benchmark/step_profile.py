@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ...core.base_model import BaseModel
 from ...core.latents import encode_references
-from ...core.residual_training import TrainingRequest
+from ...core.training.training_pack import TrainingRequest
 from .bench_plan import BenchPlan
 from .contestants import MACRO_CLASS, QUICK_STEPS, OurTraining, TrainingJob, rendering_contestants
 from .device_peak import synchronize, threads

@@ -2,7 +2,7 @@
 
 Real pretrained weights cannot be shipped, so this package carries a world in which everything is real and measurable:
 captioned sprites on describable backgrounds, a StableDiffusionPipeline folder and a CLIPModel folder, both trained from
-scratch by the scripts beside this file. `python -m persres.pipeline.spriteworld.regenerate` makes all of it again.
+scratch by the scripts in training/. `python -m persres.pipeline.spriteworld.training.regenerate` makes all of it again.
 
     world.py           what a picture is               train_vae.py        the autoencoder
     captions.py        what is said about it           train_diffusion.py  UNet and text encoder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer.main
 
-from persres.jobs.cli import app
+from persres.jobs.cli.app import app
 
 
 def cli_surface() -> str:

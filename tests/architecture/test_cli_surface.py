@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from persres.jobs.cli import main
+from persres.jobs.cli.app import main
 
 from .cli_surface import cli_surface
 
@@ -37,7 +37,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
     """Counts the processor's time rather than the clock's, since other tests may be running on the same cores."""
     code = f"""
 import sys, time
-from persres.jobs.cli import main
+from persres.jobs.cli.app import main
 for arguments in (["--help"], ["submit", "--help"]):
     try:
         main(arguments)

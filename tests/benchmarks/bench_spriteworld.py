@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from persres.jobs.cli import main
+from persres.jobs.cli.app import main
 
 DEFAULT = Path(__file__).parents[2] / ".benchmarks" / "bench_spriteworld.json"
 

@@ -26,19 +26,19 @@ import torch
 import yaml
 
 from persres.core.base_model import BaseModel, load_base_model
-from persres.core.convergence import EarlyStopping, has_converged
-from persres.core.lag_sampling import RenderRequest, render
 from persres.core.latents import encode_references
 from persres.core.quality_scores import Scorer, load_scorer
 from persres.core.residual import Residual
-from persres.core.residual_training import TrainingRequest
-from persres.core.training_pack import TrainingPack
-from persres.pipeline.base_model_files import SPRITEWORLD, resolve_model
-from persres.pipeline.run_spec import RunSpec
+from persres.core.sampling.lag_sampling import RenderRequest, render
+from persres.core.training.convergence import EarlyStopping, has_converged
+from persres.core.training.training_pack import TrainingPack, TrainingRequest
+from persres.pipeline.models.names import SPRITEWORLD
+from persres.pipeline.models.resolve import resolve_model
+from persres.pipeline.spec.run_spec import RunSpec
 from persres.pipeline.spriteworld import scorer_path
 from persres.pipeline.spriteworld.captions import BACKGROUND_PHRASES
 from persres.pipeline.spriteworld.demo_catalog import RUN_SPEC, demo_identities
-from persres.pipeline.spriteworld.judge_demo import judge_images
+from persres.pipeline.spriteworld.training.judge_demo import judge_images
 from persres.pipeline.spriteworld.world import BACKGROUNDS, Identity, draw
 
 COLD = (0, 25, 50, 75, 100, 125, 150)

@@ -26,16 +26,16 @@ import ray
 import torch
 from noop_shards import IdleWorker, shard
 
-from persres.jobs.gpu_worker import worker_maker
-from persres.jobs.local_ray import embedded_ray
-from persres.jobs.prepare_run import prepare_run
-from persres.jobs.run_shards import SHARDS_IN_HAND, RunProgress, run_shards
+from persres.jobs.cluster.local_ray import embedded_ray
+from persres.jobs.driver.gpu_worker import worker_maker
+from persres.jobs.driver.run_shards import SHARDS_IN_HAND, RunProgress, run_shards
 from persres.pipeline.benchmark.bench import device_name
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.plan import Shard, make_shards
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed
-from persres.pipeline.shard_work import ShardSummary
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.planning.plan import Shard, make_shards
+from persres.pipeline.planning.prepare import prepare_run
+from persres.pipeline.shard.work import ShardSummary
+from persres.pipeline.spec.run_spec import RunSpec
 from persres.pipeline.spriteworld.demo_catalog import write_demo
 
 PACK_SIZE = 2

@@ -21,13 +21,13 @@ from typing import Any
 import ray
 import torch
 
-from persres.jobs.local_ray import embedded_ray
-from persres.jobs.run_shards import SHARDS_IN_HAND, run_shards
+from persres.jobs.cluster.local_ray import embedded_ray
+from persres.jobs.driver.run_shards import SHARDS_IN_HAND, run_shards
 from persres.pipeline.benchmark.bench import device_name
-from persres.pipeline.fingerprint import Fingerprints
-from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
-from persres.pipeline.plan import PlannedConcept, Shard
-from persres.pipeline.shard_work import ShardProgress, ShardSummary
+from persres.pipeline.catalog.commit_record import Fingerprints
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
+from persres.pipeline.planning.plan import PlannedConcept, Shard
+from persres.pipeline.shard.work import ShardProgress, ShardSummary
 
 CONCEPTS_A_SHARD = 16
 

@@ -84,14 +84,14 @@ def in_a_process(step: str, folder: Path, rows: int) -> dict[str, Any]:
 
 
 def do_step(step: str, folder: Path, rows: int) -> None:
-    from persres.pipeline.catalog_store import CatalogStore
+    from persres.pipeline.catalog.store import CatalogStore
 
     store = CatalogStore(str(folder / "catalog"))
     found: dict[str, Any] = {}
     if step == "generate":
         write_records(folder)
     elif step == "compact":
-        from persres.pipeline.commit_index import compact
+        from persres.pipeline.catalog.index import compact
 
         found["records"] = compact(store)
         found["snapshot_bytes"] = sum(path.stat().st_size for path in (folder / "catalog" / "index").iterdir())
@@ -102,11 +102,11 @@ def do_step(step: str, folder: Path, rows: int) -> None:
 
 def plan(step: str, folder: Path, store: Any, rows: int) -> dict[str, Any]:
     """The work of `persres-batch plan`; holds it against what should come out."""
-    from persres.jobs.prepare_run import prepare_run
-    from persres.pipeline.catalog_store import CatalogStore
-    from persres.pipeline.plan import make_shards
-    from persres.pipeline.run_spec import RunSpec
-    from persres.pipeline.shard_commit import read_committed
+    from persres.pipeline.catalog.index import read_committed
+    from persres.pipeline.catalog.store import CatalogStore
+    from persres.pipeline.planning.plan import make_shards
+    from persres.pipeline.planning.prepare import prepare_run
+    from persres.pipeline.spec.run_spec import RunSpec
 
     spec = RunSpec()
     if step == "plan_to_render":
@@ -150,9 +150,9 @@ def image_name(number: int) -> str:
 
 def write_records(folder: Path) -> None:
     """The commit records of a run that has done every row of the manifest, without the data files they name."""
-    from persres.jobs.prepare_run import prepare_run
-    from persres.pipeline.plan import PlannedConcept
-    from persres.pipeline.run_spec import RunSpec
+    from persres.pipeline.planning.plan import PlannedConcept
+    from persres.pipeline.planning.prepare import prepare_run
+    from persres.pipeline.spec.run_spec import RunSpec
 
     planned = prepare_run(str(folder / "manifest.parquet"), RunSpec()).planned
     (folder / "catalog" / "commits").mkdir(parents=True)
@@ -165,9 +165,9 @@ def write_records(folder: Path) -> None:
 
 
 def commit_record(concepts: tuple[Any, ...]) -> tuple[str, bytes]:
-    from persres.pipeline.catalog_store import CatalogStore
-    from persres.pipeline.commit_record import CommittedConcept, ShardCommit, VariantScores
-    from persres.pipeline.plan import Shard
+    from persres.pipeline.catalog.commit_record import CommittedConcept, ShardCommit, VariantScores
+    from persres.pipeline.catalog.store import CatalogStore
+    from persres.pipeline.planning.plan import Shard
 
     name: Callable[..., Any] = CatalogStore("memory://names").commit_record
     shard_id, attempt = Shard.of("train", concepts).shard_id, "001"

@@ -10,9 +10,9 @@ import torch
 
 from persres.core.base_model import BaseModel
 from persres.core.latents import encode_references
-from persres.core.residual_training import TrainingRequest
+from persres.core.training.training_pack import TrainingRequest
 
-from .tiny_models import load_tiny, write_tiny_pipeline
+from ..support.tiny_models import load_tiny, write_tiny_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,6 @@ from safetensors.torch import load
 from persres.core.base_model import BaseModel, TargetLayer, load_xl_layers_per_block
 from persres.core.errors import PersresError
 from persres.core.identifier_token import identifier_embedding
-from persres.core.lag_sampling import RenderRequest, SamplingSettings, render
 from persres.core.lora_export import (
     DIFFUSERS_FILE,
     TEXTUAL_INVERSION_FILE,
@@ -23,6 +22,8 @@ from persres.core.lora_export import (
     textual_inversion,
 )
 from persres.core.residual import Residual, initialize_residual
+from persres.core.sampling.lag_sampling import RenderRequest, render
+from persres.core.sampling.settings import SamplingSettings
 
 SETTINGS = SamplingSettings(steps=3, guidance_scale=4.0, batch_size=1)
 

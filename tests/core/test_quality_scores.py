@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from persres.core.errors import InvalidInput
-from persres.core.quality_scores import Scorer, ScoringSettings, load_scorer, passes_gate, score_renderings
+from persres.core.quality_scores import Scorer, load_scorer, passes_gate, score_renderings
+from persres.core.scoring_settings import ScoringSettings
 
-from .tiny_models import write_tiny_scorer
+from ..support.tiny_models import write_tiny_scorer
 
 
 @pytest.fixture(scope="module")

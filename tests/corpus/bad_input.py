@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from ..s3_server import S3Server
+from ..support.s3_server import S3Server
 from .workplace import Workplace
 
 Arrange = Callable[[Workplace], Sequence[str]]

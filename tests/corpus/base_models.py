@@ -56,7 +56,7 @@ def _pickled(model: Path) -> None:
 
 def _scorer(damage: Damage) -> Callable[[Workplace], list[str]]:
     def arrange(place: Workplace) -> list[str]:
-        from ..core.tiny_models import write_tiny_scorer
+        from ..support.tiny_models import write_tiny_scorer
 
         scorer = write_tiny_scorer(place.path("scorer"))
         damage(scorer)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..s3_server import Fault, Request, S3Server
+from ..support.s3_server import Fault, Request, S3Server
 from .bad_input import BadInput
 from .workplace import GOOD_ROW, Workplace
 
@@ -55,8 +55,8 @@ def _holding(files: Mapping[str, str | bytes]) -> Callable[[Workplace], list[str
 
 
 def _held(place: Workplace) -> list[str]:
-    from persres.pipeline.catalog_lease import hold_lease
-    from persres.pipeline.catalog_store import CatalogStore
+    from persres.pipeline.catalog.lease import hold_lease
+    from persres.pipeline.catalog.store import CatalogStore
 
     with hold_lease(CatalogStore(place.catalog), "20200101T000000Z-000000", "anna@workstation"):
         lease = next((Path(place.catalog) / "lease").iterdir())

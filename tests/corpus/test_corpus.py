@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..s3_server import CREDENTIALS
+from ..support.s3_server import CREDENTIALS
 from .bad_input import BadInput
 from .cases import KINDS, Corpus
 from .images import BadImage, bad_images, odd_images

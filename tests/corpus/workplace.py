@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from persres.jobs.cli import main
+from persres.jobs.cli.app import main
 
-from ..core.tiny_models import write_tiny_pipeline
-from ..s3_server import BUCKET, CREDENTIALS, S3Server, s3_server
+from ..support.s3_server import BUCKET, CREDENTIALS, S3Server, s3_server
+from ..support.tiny_models import write_tiny_pipeline
 
 GOOD_ROW = {"concept_id": "mug-1", "macro_class": "mug", "reference_images": ["mug.png"]}
 

@@ -10,7 +10,7 @@ import torch
 
 from persres.core.base_model import BaseModel, load_base_model
 
-from ..core.tiny_models import Shape, write_tiny_pipeline
+from ..support.tiny_models import Shape, write_tiny_pipeline
 
 LoadTiny = Callable[..., BaseModel]
 

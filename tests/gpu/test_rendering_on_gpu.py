@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from persres.core.base_model import BaseModel
-from persres.core.lag_sampling import RenderRequest, SamplingSettings, Variant, render
 from persres.core.residual import Residual, initialize_residual
+from persres.core.sampling.lag_sampling import RenderRequest, render
+from persres.core.sampling.settings import SamplingSettings, Variant
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -7,8 +7,9 @@ import torch
 
 from persres.core.base_model import BaseModel
 from persres.core.latents import ReferenceLatents
-from persres.core.residual_training import TrainedResidual, TrainingRequest, TrainingSettings, train_residuals
-from persres.core.training_pack import TrainingPack
+from persres.core.training.residual_training import TrainedResidual, train_residuals
+from persres.core.training.settings import TrainingSettings
+from persres.core.training.training_pack import TrainingPack, TrainingRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

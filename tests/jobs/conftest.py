@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from persres.jobs.cli import main
+from persres.jobs.cli.app import main
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from persres.jobs.kuberay import DEPLOY, cluster_spec
-from persres.jobs.metrics import ALL_SERIES
-from persres.pipeline.run_spec import RunSpec
+from persres.jobs.observe.metrics import ALL_SERIES
+from persres.jobs.schedule.kuberay import DEPLOY, cluster_spec
+from persres.pipeline.spec.run_spec import RunSpec
 
-from .kuberay_examples import IMAGE, example_manifests
+from ..support.kuberay_examples import IMAGE, example_manifests
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted(path.name for path in DEPLOY.glob("*.yaml"))
@@ -170,7 +170,7 @@ def test_the_examples_are_what_the_code_writes():
     """All but the run spec in them, which gains settings without anything about a cluster changing."""
     for name, text in example_manifests().items():
         (map_there, *there), (map_now, *now) = documents(name), yaml.safe_load_all(text)
-        assert there == now, "run tests/jobs/kuberay_examples.py"
+        assert there == now, "run tests/support/kuberay_examples.py"
         assert map_there["metadata"] == map_now["metadata"]
         RunSpec.from_yaml(map_there["data"]["run.yaml"])
 

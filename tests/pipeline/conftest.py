@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.catalog.store import CatalogStore
 
-from ..s3_server import BUCKET, S3Server, s3_server
-from .catalog_samples import memory_store
+from ..support.catalog_samples import memory_store
+from ..support.s3_server import BUCKET, S3Server, s3_server
 
 
 @pytest.fixture(scope="session")

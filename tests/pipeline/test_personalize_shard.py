@@ -13,29 +13,30 @@ import pytest
 import torch
 from PIL import Image
 
-from persres.core import training_pack
 from persres.core.base_model import load_base_model
 from persres.core.concept import derive_seed
 from persres.core.errors import PersresError, StoreError
-from persres.core.lag_sampling import SamplingSettings
 from persres.core.residual import Residual, initialize_residual
-from persres.core.residual_training import TrainingSettings
-from persres.pipeline.base_model_files import resolve_base_model, resolve_scorer
-from persres.pipeline.catalog_digest import catalog_digest, concept_digests
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.fingerprint import fingerprint
-from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
-from persres.pipeline.measured_speed import pace_of
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training import training_pack
+from persres.core.training.settings import TrainingSettings
+from persres.pipeline.catalog.index import read_committed, read_records
+from persres.pipeline.catalog.results import read_renderings, read_residual_row
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.personalize_shard import personalize_shard
-from persres.pipeline.personalizer import Personalizer, load_personalizer
-from persres.pipeline.plan import PlannedConcept, Shard, plan_run
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed, read_records, read_renderings, read_residual_row
-from persres.pipeline.shard_stages import ShardStages
-from persres.pipeline.shard_work import ShardProgress
+from persres.pipeline.planning.fingerprint import fingerprint
+from persres.pipeline.planning.plan import PlannedConcept, Shard, plan_run
+from persres.pipeline.planning.run_models import resolve_base_model, resolve_scorer
+from persres.pipeline.planning.throughput import pace_of
+from persres.pipeline.shard.personalizer import Personalizer, load_personalizer
+from persres.pipeline.shard.stages import ShardStages
+from persres.pipeline.shard.work import ShardProgress
+from persres.pipeline.spec.run_spec import RunSpec
 
-from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
-from .catalog_samples import commit, drawing, memory_store, png, residual_row
+from ..support.catalog_digest import catalog_digest, concept_digests
+from ..support.catalog_samples import commit, drawing, memory_store, png, residual_row
+from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
 
 PROMPTS = ("a {concept} on grass", "a {concept} in the snow")
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.spec.run_spec import RunSpec
 
-from .autoscaled_run import AT_MOST, QUICK
-from .autoscaling_head import AutoscalingHead, autoscaling_head
+from ..programs.autoscaled_run import AT_MOST, QUICK
+from ..support.autoscaling_head import AutoscalingHead, autoscaling_head
 from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
 
 from ..corpus.bad_input import without_place
 from ..corpus.cases import concept_of, image_rows
 from ..corpus.images import bad_images, odd_images
 from ..corpus.workplace import GOOD_ROW, Workplaces, workplaces
-from ..s3_server import Fault, Request
+from ..support.s3_server import Fault, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

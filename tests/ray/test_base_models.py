@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from persres.core.lag_sampling import SamplingSettings
-from persres.core.residual_training import TrainingSettings
-from persres.pipeline.base_model_files import resolve_model
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.reference_images import ReferenceSettings
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed, read_residual_row
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.results import read_residual_row
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.models.resolve import resolve_model
+from persres.pipeline.references.images import ReferenceSettings
+from persres.pipeline.spec.run_spec import RunSpec
 
-from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
-from ..hub_server import hub_server
-from ..pipeline.model_samples import objects_fetched, upload
-from ..s3_server import s3_server
+from ..support.hub_server import hub_server
+from ..support.model_samples import objects_fetched, upload
+from ..support.s3_server import s3_server
+from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.spec.run_spec import RunSpec
 
-from .loopback_cluster import LoopbackCluster, loopback_cluster
+from ..support.loopback_cluster import LoopbackCluster, loopback_cluster
 from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config
 
-from persres.jobs.cluster_nodes import NodeType, gpus_to_be_had, most_gpu_workers, resources_in_words
-from persres.jobs.where_to_run import WhereToRun, workplace
-from persres.pipeline.run_spec import RunSpec
+from persres.jobs.cluster.nodes import NodeType, gpus_to_be_had, most_gpu_workers, resources_in_words
+from persres.jobs.cluster.placement import WhereToRun, workplace
+from persres.pipeline.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).parents[2]
 

@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from persres.jobs.shipped_code import code_digest, copy_floors
-from persres.pipeline.catalog_digest import catalog_digest
-from persres.pipeline.catalog_lease import lease_holder
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.run_accounting import RunSummary
-from persres.pipeline.shard_commit import read_committed
+from persres.jobs.cluster.code import code_digest, copy_floors
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.lease import lease_holder
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.run.summary import RunSummary
 
-from ..core.tiny_models import write_tiny_pipeline
-from .loopback_cluster import LoopbackCluster, http_get, loopback_cluster
+from ..support.catalog_digest import catalog_digest
+from ..support.loopback_cluster import LoopbackCluster, http_get, loopback_cluster
+from ..support.tiny_models import write_tiny_pipeline
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

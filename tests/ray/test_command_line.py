@@ -17,10 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from persres.jobs.status import catalog_status
-from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.run.status import catalog_status
 
-from ..core.tiny_models import write_tiny_pipeline
+from ..support.tiny_models import write_tiny_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES = [f"c{number}" for number in range(6)]

@@ -23,15 +23,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from persres.jobs.cli import main
-from persres.pipeline.catalog_digest import concept_digests
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.commit_record import CommittedConcept
-from persres.pipeline.shard_commit import read_committed
-from persres.pipeline.verification import verify
+from persres.jobs.cli.app import main
+from persres.pipeline.catalog.commit_record import CommittedConcept
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.maintenance.verify import verify
 
-from ..core.tiny_models import write_tiny_pipeline
-from ..jobs.web_receiver import Receiver, web_receiver
+from ..support.catalog_digest import concept_digests
+from ..support.tiny_models import write_tiny_pipeline
+from ..support.web_receiver import Receiver, web_receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

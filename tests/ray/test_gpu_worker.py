@@ -10,25 +10,25 @@ import ray
 import torch
 
 from persres.core.errors import InvalidInput
-from persres.core.lag_sampling import SamplingSettings
-from persres.core.residual_training import TrainingSettings
-from persres.jobs import gpu_worker
-from persres.jobs.gpu_worker import worker_maker
-from persres.jobs.run_shards import run_shards
-from persres.pipeline.base_model_files import resolve_base_model, resolve_scorer
-from persres.pipeline.catalog_digest import catalog_digest
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.fingerprint import fingerprint
-from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
+from persres.jobs.driver import gpu_worker
+from persres.jobs.driver.gpu_worker import worker_maker
+from persres.jobs.driver.run_shards import run_shards
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.personalize_shard import personalize_shard
-from persres.pipeline.personalizer import load_personalizer
-from persres.pipeline.plan import PlannedConcept, Shard
-from persres.pipeline.run_accounting import device_busy_share
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_stages import ShardStages
+from persres.pipeline.planning.fingerprint import fingerprint
+from persres.pipeline.planning.plan import PlannedConcept, Shard
+from persres.pipeline.planning.run_models import resolve_base_model, resolve_scorer
+from persres.pipeline.run.summary import device_busy_share
+from persres.pipeline.shard.personalizer import load_personalizer
+from persres.pipeline.shard.stages import ShardStages
+from persres.pipeline.spec.run_spec import RunSpec
 
-from ..core.tiny_models import write_tiny_pipeline, write_tiny_scorer
-from ..pipeline.catalog_samples import drawing, png
+from ..support.catalog_digest import catalog_digest
+from ..support.catalog_samples import drawing, png
+from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
 

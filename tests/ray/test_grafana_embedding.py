@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .loopback_cluster import loopback_cluster
+from ..support.loopback_cluster import loopback_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from persres.jobs.crew import SHARDS_IN_HAND
-from persres.pipeline.catalog_digest import concept_digests
-from persres.pipeline.catalog_lease import lease_holder
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.shard_commit import read_committed
+from persres.jobs.driver.worker_pool import SHARDS_IN_HAND
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.lease import lease_holder
+from persres.pipeline.catalog.store import CatalogStore
 
-from ..core.tiny_models import write_tiny_pipeline
-from .loopback_cluster import LoopbackCluster, loopback_cluster
+from ..support.catalog_digest import concept_digests
+from ..support.loopback_cluster import LoopbackCluster, loopback_cluster
+from ..support.tiny_models import write_tiny_pipeline
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HOST = """
 import json, os, sys
-from persres.jobs.local_ray import embedded_ray
+from persres.jobs.cluster.local_ray import embedded_ray
 
 said = []
 with embedded_ray(1, dashboard=True, metadata={"run_id": "r1", "manifest": "m", "catalog": "c"}, say=said.append):
@@ -99,7 +99,9 @@ def test_nor_is_anybody_where_ray_was_imported_before():
 
 
 def test_the_command_line_imports_no_ray_before_it_is_told_to_ask_for_a_token():
-    check = "import sys, persres.jobs.cli, persres.jobs.submit, persres.jobs.where_to_run; print('ray' in sys.modules)"
+    check = (
+        "import sys, persres.jobs.cli, persres.jobs.submit, persres.jobs.cluster.placement; print('ray' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120).stdout == "False\n"
     )

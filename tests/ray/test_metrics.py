@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from persres.jobs.metrics import ALL_SERIES, RunMetrics
-from persres.jobs.run_outcome import RunProgress
-from persres.pipeline.shard_work import ShardSummary
+from persres.jobs.driver.progress import RunProgress
+from persres.jobs.observe.metrics import ALL_SERIES, RunMetrics
+from persres.pipeline.shard.work import ShardSummary
 
 pytestmark = pytest.mark.slow  # Ray reports every ten seconds
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def carried_out(scenario: str) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).parent / "nodes_that_go.py"), scenario]
+    command = [sys.executable, str(Path(__file__).parents[1] / "programs" / "nodes_that_go.py"), scenario]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)

@@ -11,10 +11,10 @@ import ray
 from rich.console import Console
 
 from persres.core.errors import PersresError
-from persres.jobs.run_log import read_run_log
 from persres.jobs.submit import WhereToRun, submit_local
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.forgetting import forget
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.maintenance.forget import forget
+from persres.pipeline.run.log import read_run_log
 
 from .test_submit import spec, submit, write_manifest  # noqa: F401  (fixtures)
 
@@ -47,7 +47,7 @@ def test_a_run_leaves_its_log_which_forgets_concepts(submit, tmp_path):  # noqa:
 
 
 def test_a_run_that_fails_says_so_in_its_log(submit, tmp_path, monkeypatch):  # noqa: F811
-    from persres.jobs import run_shards
+    from persres.jobs.driver import run_shards
 
     def fail(*arguments, **options):
         raise PersresError("the sky has fallen", fix="wait for another")

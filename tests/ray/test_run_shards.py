@@ -1,4 +1,4 @@
-"""The driver on a real Ray, with workers that die, raise and recover. The policy: tests/jobs/test_shard_queue.py."""
+"""The driver on a real Ray, with workers that die, raise and recover. Policy: tests/jobs/driver/test_shard_queue.py."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from persres.core.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from persres.jobs import crew
-from persres.jobs import run_shards as driver
-from persres.jobs.run_outcome import RunOutcome, RunProgress
-from persres.jobs.shard_queue import ShardAttempt
-from persres.pipeline.commit_record import CommittedConcept, ShardCommit
-from persres.pipeline.fingerprint import Fingerprints
-from persres.pipeline.manifest_row import ManifestRow, ReferenceSource
-from persres.pipeline.plan import PlannedConcept, Shard
-from persres.pipeline.recovery import RecoverySettings
-from persres.pipeline.shard_stages import WorkerSpoilt
-from persres.pipeline.shard_work import ShardProgress, ShardSummary
+from persres.jobs.driver import run_shards as driver
+from persres.jobs.driver import worker_pool as crew
+from persres.jobs.driver.progress import RunOutcome, RunProgress
+from persres.jobs.driver.shard_queue import ShardAttempt
+from persres.pipeline.catalog.commit_record import CommittedConcept, Fingerprints, ShardCommit
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
+from persres.pipeline.planning.plan import PlannedConcept, Shard
+from persres.pipeline.shard.stages import WorkerSpoilt
+from persres.pipeline.shard.work import ShardProgress, ShardSummary
+from persres.pipeline.spec.recovery import RecoverySettings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -146,7 +145,7 @@ def run(tmp_path):
 
 def hurry(monkeypatch, seconds: float) -> None:
     """Let the driver look about often."""
-    for module, names in ((driver, ("WAIT_S", "DISPLAY_INTERVAL_S")), (crew, ("PROGRESS_INTERVAL_S",))):
+    for module, names in ((driver, ("DRIVER_POLL_S", "PROGRESS_INTERVAL_S")), (crew, ("WORKER_PROGRESS_INTERVAL_S",))):
         for name in names:
             monkeypatch.setattr(module, name, seconds)
 
@@ -303,7 +302,7 @@ def test_a_worker_that_waits_for_its_store_has_more_time_than_one_that_computes(
 @pytest.mark.slow
 def test_a_driver_that_was_asleep_kills_nobody_for_it(run, monkeypatch):
     hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(driver, "ASLEEP_S", 1.0)
+    monkeypatch.setattr(driver, "SUSPENDED_S", 1.0)
     naps = iter([True])
 
     def doze(progress: RunProgress) -> None:

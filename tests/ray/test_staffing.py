@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from persres.jobs import crew, staffing
-from persres.jobs.run_outcome import RunOutcome, RunProgress
-from persres.pipeline.recovery import RecoverySettings
+from persres.jobs.driver import autoscaling as staffing
+from persres.jobs.driver import worker_pool as crew
+from persres.jobs.driver.progress import RunOutcome, RunProgress
+from persres.pipeline.spec.recovery import RecoverySettings
 
 from .test_run_shards import hurry, run, shard  # noqa: F401  (run is a fixture)
 
@@ -114,7 +115,7 @@ def test_a_run_that_is_to_stop_keeps_only_workers_that_have_something(run, monke
 def test_requests_for_a_machine_are_withdrawn_when_no_shard_is_left_for_them(run, monkeypatch):
     """Six are wanted, there is room for four, and these have taken all shards before a machine comes."""
     hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(crew, "PATIENCE_FOR_A_MACHINE_S", 0.5)
+    monkeypatch.setattr(crew, "NODE_WAIT_NOTICE_S", 0.5)
     said: list[str] = []
     outcome = run(*(shard(name) for name in slowly(9)), workers=6, on_notice=said.append)
     assert len(outcome.committed) == 9 and outcome.workers == 6
@@ -124,7 +125,7 @@ def test_requests_for_a_machine_are_withdrawn_when_no_shard_is_left_for_them(run
 
 def test_a_run_grows_with_its_cluster(run, monkeypatch):
     hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(staffing, "CLUSTER_INTERVAL_S", 0.1)
+    monkeypatch.setattr(staffing, "CLUSTER_POLL_S", 0.1)
     seen: list[RunProgress] = []
 
     def workers() -> int:
@@ -139,9 +140,9 @@ def test_a_run_grows_with_its_cluster(run, monkeypatch):
 def test_workers_without_a_machine_are_waited_for_and_spoken_of(run, monkeypatch):
     """Six are wanted, and there is room for four."""
     hurry(monkeypatch, 0.1)
-    monkeypatch.setattr(staffing, "CLUSTER_INTERVAL_S", 0.1)
+    monkeypatch.setattr(staffing, "CLUSTER_POLL_S", 0.1)
     for module in (staffing, crew):
-        monkeypatch.setattr(module, "PATIENCE_FOR_A_MACHINE_S", 1.0)
+        monkeypatch.setattr(module, "NODE_WAIT_NOTICE_S", 1.0)
     said: list[str] = []
     capacity = "each asks for 1 CPU, the cluster has 4 CPU (0 free)"
     shards = [shard(*(f"slow{number}-{part}" for part in range(4))) for number in range(10)]

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from persres.pipeline.catalog_lease import lease_holder
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.lease import lease_holder
 
 from .test_two_submits import NAMES, running, store, submit, wait_for  # noqa: F401  (two are fixtures)
 

@@ -16,11 +16,11 @@ import pytest
 import s3fs
 import yaml
 
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
 
-from ..core.tiny_models import write_tiny_pipeline
-from ..s3_server import S3Server, s3_server
+from ..support.s3_server import S3Server, s3_server
+from ..support.tiny_models import write_tiny_pipeline
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

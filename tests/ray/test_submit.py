@@ -14,18 +14,18 @@ from PIL import Image
 from rich.console import Console
 
 from persres.core.errors import CatalogHeld, ManifestInvalid, StoreRefused
-from persres.core.lag_sampling import SamplingSettings
-from persres.core.residual_training import TrainingSettings
-from persres.jobs.status import catalog_status
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
 from persres.jobs.submit import FinishedRun, WhereToRun, submit_local
-from persres.pipeline.catalog_lease import hold_lease
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.reference_images import ReferenceSettings
-from persres.pipeline.run_accounting import RunSummary
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.lease import hold_lease
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.references.images import ReferenceSettings
+from persres.pipeline.run.status import catalog_status
+from persres.pipeline.run.summary import RunSummary
+from persres.pipeline.spec.run_spec import RunSpec
 
-from ..core.tiny_models import write_tiny_pipeline
+from ..support.tiny_models import write_tiny_pipeline
 
 pytestmark = pytest.mark.timeout(900)  # every worker imports torch and diffusers, on whatever cores are free
 
@@ -142,7 +142,7 @@ def test_prune_forgets_what_the_manifest_no_longer_lists(submit, tmp_path):
 
 
 def test_a_run_that_cannot_go_on_leaves_word_of_it(submit, tmp_path, monkeypatch):
-    from persres.jobs import run_shards as driver
+    from persres.jobs.driver import run_shards as driver
 
     def refuse(self, *arguments):
         self.tell("something happened")
@@ -159,7 +159,7 @@ def test_a_run_that_cannot_go_on_leaves_word_of_it(submit, tmp_path, monkeypatch
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(submit, tmp_path, monkeypatch):
-    from persres.jobs import run_shards as driver
+    from persres.jobs.driver import run_shards as driver
     from persres.jobs.submit import RunStopped
 
     manifest = write_manifest(tmp_path, ["a", "b", "c", "d", "e"])

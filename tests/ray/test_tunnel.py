@@ -19,14 +19,14 @@ from contextlib import suppress
 import pytest
 
 from persres.core.errors import InvalidInput
-from persres.jobs.cluster_job import ClusterRun, submit_job, submit_to_cluster
-from persres.jobs.job_log import JobLost, follow_job
-from persres.jobs.job_server import JobServer
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.run_spec import RunSpec
-from persres.pipeline.shard_commit import read_committed
+from persres.jobs.cluster.job_log import JobLost, follow_job
+from persres.jobs.cluster.job_server import JobServer
+from persres.jobs.cluster.submit_job import ClusterRun, submit_job, submit_to_cluster
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.spec.run_spec import RunSpec
 
-from .loopback_cluster import http_get, loopback_cluster
+from ..support.loopback_cluster import http_get, loopback_cluster
 from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

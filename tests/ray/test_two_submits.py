@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from persres.jobs.status import catalog_status
-from persres.pipeline.catalog_lease import lease_holder
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.shard_commit import read_committed
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.lease import lease_holder
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.run.status import catalog_status
 
-from ..core.tiny_models import write_tiny_pipeline
+from ..support.tiny_models import write_tiny_pipeline
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from persres.pipeline.catalog_store import CatalogStore
+from persres.pipeline.catalog.store import CatalogStore
 
-from ..core.tiny_models import write_tiny_pipeline
-from ..jobs.web_receiver import web_receiver
-from .loopback_cluster import LoopbackCluster, loopback_cluster
+from ..support.loopback_cluster import LoopbackCluster, loopback_cluster
+from ..support.tiny_models import write_tiny_pipeline
+from ..support.web_receiver import web_receiver
 from .test_submit import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

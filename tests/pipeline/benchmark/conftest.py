@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from persres.core.base_model import BaseModel
-from persres.core.lag_sampling import SamplingSettings
-from persres.core.residual_training import TrainingSettings
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
 from persres.pipeline.benchmark import device_peak
 from persres.pipeline.benchmark.bench import run_bench
 from persres.pipeline.benchmark.bench_plan import BenchPlan, load_bench_model
 from persres.pipeline.benchmark.bench_result import BenchResult
 
-from ...core.tiny_models import load_tiny, write_tiny_pipeline
+from ...support.tiny_models import load_tiny, write_tiny_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persres.core.lag_sampling import SamplingSettings, render
+from persres.core.sampling.lag_sampling import render
+from persres.core.sampling.settings import SamplingSettings
 from persres.pipeline.benchmark.batch_rendering import render_bare
 from persres.pipeline.benchmark.contestants import RenderingJob
 

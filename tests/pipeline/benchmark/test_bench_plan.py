@@ -9,7 +9,7 @@ import torch
 
 from persres.core.errors import InvalidInput
 from persres.pipeline.benchmark.bench_plan import BenchPlan, load_bench_model, make_bench_plan
-from persres.pipeline.run_spec import RunSpec
+from persres.pipeline.spec.run_spec import RunSpec
 
 
 @pytest.mark.parametrize(("max_pack", "sizes"), [(1, []), (2, [2]), (7, [2, 4]), (8, [2, 4, 8]), (16, [2, 4, 8, 16])])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from persres.core.lag_sampling import SamplingSettings
 from persres.core.latents import encode_references
-from persres.core.residual_training import TrainingRequest, TrainingSettings
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
+from persres.core.training.training_pack import TrainingRequest
 from persres.pipeline.benchmark.contestants import (
     TEMPLATES,
     OurTraining,

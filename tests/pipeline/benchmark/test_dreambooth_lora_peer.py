@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from persres.core.base_model import BaseModel, load_base_model
-from persres.core.lag_sampling import SamplingSettings
 from persres.core.latents import encode_references
-from persres.core.residual_training import TrainingSettings
+from persres.core.sampling.settings import SamplingSettings
+from persres.core.training.settings import TrainingSettings
 from persres.pipeline.benchmark.dreambooth_lora_peer import PeerModels, PeerTrained, train_peer
 from persres.pipeline.benchmark.peer_rendering import load_pipeline
 from persres.pipeline.spriteworld.demo_catalog import demo_identities

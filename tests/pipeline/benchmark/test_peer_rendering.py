@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from persres.core.base_model import load_base_model
-from persres.core.lag_sampling import SamplingSettings, render
+from persres.core.sampling.lag_sampling import render
+from persres.core.sampling.settings import SamplingSettings
 from persres.pipeline.benchmark.contestants import RenderingJob
 from persres.pipeline.benchmark.peer_rendering import load_pipeline, render_peer
 

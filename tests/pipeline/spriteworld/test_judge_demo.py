@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from persres.core.errors import InvalidInput
-from persres.pipeline.catalog_store import CatalogStore
-from persres.pipeline.fingerprint import Fingerprints
-from persres.pipeline.manifest import read_manifest
-from persres.pipeline.plan import PlannedConcept
+from persres.pipeline.catalog.commit_record import Fingerprints
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.manifest.scan import read_manifest
+from persres.pipeline.planning.plan import PlannedConcept
 from persres.pipeline.spriteworld.demo_catalog import identity_from_json, write_demo
-from persres.pipeline.spriteworld.judge_demo import background_asked_for, judge_catalog
-from persres.pipeline.spriteworld.showcase import showcase
+from persres.pipeline.spriteworld.training.judge_demo import background_asked_for, judge_catalog
+from persres.pipeline.spriteworld.training.showcase import showcase
 from persres.pipeline.spriteworld.world import draw, random_identity
 
-from ..catalog_samples import commit, png, rendering_rows_of, shard_of
+from ...support.catalog_samples import commit, png, rendering_rows_of, shard_of
 
 
 def picture_of(variant: str, row, template: str) -> np.ndarray:

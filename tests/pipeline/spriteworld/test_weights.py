@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from persres.pipeline.spriteworld import REVISION, WEIGHTS, base_model_path, scorer_path
 from persres.pipeline.spriteworld.captions import DEFAULT_INITIALIZER, plain_prompt
-from persres.pipeline.spriteworld.regenerate import content_digest
+from persres.pipeline.spriteworld.training.regenerate import content_digest
 from persres.pipeline.spriteworld.world import BACKGROUNDS, CLASSES, draw, random_identity
 
 

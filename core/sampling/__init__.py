@@ -1,0 +1,1 @@
+"""Rendering with residuals: settings, the denoising loop, where attention finds the concept (LAG)."""

@@ -1,0 +1,1 @@
+"""Scheduled refreshes: cron expressions, systemd units, KubeRay manifests."""

@@ -1,0 +1,1 @@
+"""A catalog's upkeep: garbage collection, forgetting concepts, verification."""

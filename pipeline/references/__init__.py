@@ -1,0 +1,1 @@
+"""Reference images: fetched, bounded, digested and decoded."""

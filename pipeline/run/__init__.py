@@ -1,0 +1,1 @@
+"""A run's documents in its catalog: id, plan, state, log, summary, report."""

@@ -1,0 +1,1 @@
+"""One shard's work: load, train, render and score in stages, and commit."""

@@ -1,0 +1,1 @@
+"""The run spec: every setting of a run, read from and written to YAML."""

@@ -1,0 +1,119 @@
+"""Judge a demo catalog against the truth. Only in spriteworld is it known what a concept looks like anywhere else.
+
+Similarity to the reference images rewards a copied background, and all of a demo concept's references share one. So
+identity is measured against true drawings of the concept on the background that the prompt asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ....core.errors import InvalidInput
+from ....core.quality_scores import Scorer, load_scorer
+from ...catalog.index import read_committed
+from ...catalog.results import read_renderings
+from ...catalog.schemas import RenderingRow
+from ...catalog.store import CatalogStore
+from ...manifest.row import ManifestRow
+from ...manifest.scan import read_manifest
+from .. import scorer_path
+from ..captions import BACKGROUND_PHRASES
+from ..demo_catalog import identity_from_json
+from ..world import Identity, draw
+
+TRUE_DRAWINGS = 4
+"""Drawings an identity score averages over: they differ in placement and in the background's details."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantScores:
+    """Means over the renderings of one variant.
+
+    Attributes:
+        identity: cosine to true drawings of the concept on the background that the prompt asks for.
+        prompt: cosine to the prompt.
+        background: share of the renderings whose background the scorer finds to be the one asked for.
+    """
+
+    variant: str
+    images: int
+    identity: float
+    prompt: float
+    background: float
+
+
+def judge_catalog(catalog_uri: str, manifest_uri: str) -> list[VariantScores]:
+    """Score every variant of a catalog that `write_demo`'s manifest gave.
+
+    Raises:
+        InvalidInput: the manifest is not a demo's.
+    """
+    scorer = load_scorer(scorer_path())
+    committed = read_committed(store := CatalogStore(catalog_uri))
+    by_variant: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
+    for row in read_manifest(manifest_uri, default_prompts=()).rows:
+        if row.concept_id not in committed:
+            continue
+        who = _identity(row)
+        renderings = read_renderings(store, committed[row.concept_id])
+        for rendering, scores in zip(renderings, _judge(scorer, who, renderings), strict=True):
+            by_variant[rendering.variant].append(scores)
+    order = ("base", "residual", "lag")
+    return [_mean(variant, by_variant[variant]) for variant in order if variant in by_variant]
+
+
+def background_asked_for(prompt: str) -> str:
+    """The background that a prompt names.
+
+    Raises:
+        InvalidInput: it names none that this world has.
+    """
+    for background, phrases in BACKGROUND_PHRASES.items():
+        if any(prompt.endswith(phrase) for phrase in phrases):
+            return background
+    raise InvalidInput(f"prompt {prompt!r} names no background of spriteworld", fix="judge a manifest made by `demo`")
+
+
+def _identity(row: ManifestRow) -> Identity:
+    if "identity" not in row.metadata:
+        raise InvalidInput(f"concept {row.concept_id} has no identity to draw", fix="judge a manifest made by `demo`")
+    return identity_from_json(row.metadata["identity"])
+
+
+def _judge(scorer: Scorer, who: Identity, renderings: Sequence[RenderingRow]) -> Iterator[tuple[float, float, bool]]:
+    images = [_pixels(rendering.image) for rendering in renderings]
+    return judge_images(scorer, who, images, [background_asked_for(row.prompt_template) for row in renderings])
+
+
+def judge_images(
+    scorer: Scorer, who: Identity, images: Sequence[np.ndarray], asked_for: Sequence[str]
+) -> Iterator[tuple[float, float, bool]]:
+    """(identity, prompt, background right) of every image of one concept, given the background it was to have."""
+    embedded = scorer.embed_images(images)
+    backgrounds = list(BACKGROUND_PHRASES)
+    texts = scorer.embed_texts([f"a photo of a {who.macro_class} {BACKGROUND_PHRASES[b][0]}" for b in backgrounds])
+    truths: dict[str, Tensor] = {}
+    for asked, image in zip(asked_for, embedded, strict=True):
+        if asked not in truths:
+            drawings = [draw(who, asked, f"truth/{number}")[0] for number in range(TRUE_DRAWINGS)]
+            truths[asked] = scorer.embed_images(drawings)
+        identity = float((truths[asked] @ image).mean())
+        similarity = texts @ image
+        found = backgrounds[int(similarity.argmax())]
+        yield identity, float(similarity[backgrounds.index(asked)]), found == asked
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _mean(variant: str, scores: Sequence[tuple[float, float, bool]]) -> VariantScores:
+    identity, prompt, background = np.mean(np.asarray(scores, dtype=float), axis=0).tolist()
+    return VariantScores(variant, len(scores), identity, prompt, background)

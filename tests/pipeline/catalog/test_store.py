@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from persres.core.errors import ConceptError, InvalidInput, StoreError, StoreRefused, StoreUnavailable
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.storage import local_files as disk_objects
+from persres.pipeline.storage import retry as store_patience
+from persres.pipeline.storage.uri import secrets_in
+
+from ...support.catalog_samples import commit, memory_store, planned, shard_of
+from ...support.s3_server import CREDENTIALS
+
+
+def test_objects_are_read_back_listed_and_deleted(store):
+    assert store.list("commits/") == []
+    assert not store.exists("commits/a.json")
+    store.write("commits/b.json", b"old")
+    store.write("commits/b.json", b"new")
+    store.write("commits/deep/a.json", b"a")
+    store.write("commits-of-another/c.json", b"c")
+    assert store.read("commits/b.json") == b"new"
+    assert store.list("commits/") == ["commits/b.json", "commits/deep/a.json"]
+    assert store.read_many(store.list("commits/")) == {"commits/b.json": b"new", "commits/deep/a.json": b"a"}
+    assert store.read_many([]) == {}
+    assert store.exists("commits/b.json")
+    store.delete("commits/b.json")
+    store.delete("commits/b.json")
+    assert store.list("commits") == ["commits/deep/a.json"]
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+    CatalogStore(f"file://{tmp_path}/catalog/").write("commits/a.json", b"a")
+    assert CatalogStore(str(tmp_path / "catalog")).list("") == ["commits/a.json"]
+
+
+def test_objects_have_sizes_and_ages(store):
+    began = time.time()
+    store.write("a/one", b"123")
+    store.write("b/two", b"")
+    assert (store.size("a/one"), store.size("b/two"), store.size("a"), store.size("a/none")) == (3, 0, None, None)
+    states = store.stat_all()
+    assert {path: state.size for path, state in states.items()} == {"a/one": 3, "b/two": 0}
+    assert all(began - 2 < state.modified < time.time() + 2 for state in states.values())
+    assert list(store.stat_all("a/")) == list(store.stat_all("a")) == ["a/one"]
+
+
+def test_a_range_of_an_object_can_be_read(store):
+    store.write("x/data", bytes(range(100)))
+    with store.open_input("x/data") as file:
+        file.seek(40)
+        assert file.read(3) == bytes([40, 41, 42])
+        assert file.tell() == 43
+        file.seek(-2, 2)
+        assert file.read() == bytes([98, 99])
+        assert file.read(5) == b""
+
+
+def test_an_object_can_be_created_once(store):
+    assert store.create("lease/1", b"mine")
+    assert not store.create("lease/1", b"yours")
+    assert store.read("lease/1") == b"mine"
+
+
+def test_whoever_is_refused_finds_its_own_bytes_there_and_takes_them_for_its_own(store):
+    """So it is when the answer to an earlier try was lost."""
+    assert store.create("lease/1", b"mine")
+    assert store.create("lease/1", b"mine")
+
+
+@pytest.mark.parametrize("fault", ["503 after", "reset after"])
+def test_an_object_is_created_once_though_answers_are_lost(s3, s3_store, fault):
+    lost = iter([fault])
+    s3.faults.rule = lambda request: next(lost, None) if request.method == "PUT" else None
+    assert s3_store.create("lease/1", b"mine")
+    assert not s3_store.create("lease/1", b"yours")
+
+
+def test_a_store_that_ignores_conditions_is_found_out(store, s3):
+    assert store.honours_create()
+    if store.uri.startswith("s3"):
+        s3.faults.ignore_conditions = True
+        assert not store.honours_create()
+    assert store.list("") == []
+
+
+def test_of_many_creators_one_wins(tmp_path):
+    store = CatalogStore(str(tmp_path))
+    for turn in range(10):
+        winners, start = [], threading.Barrier(8)
+
+        def create(number: int, turn: int = turn, winners: list = winners, start: threading.Barrier = start) -> None:
+            start.wait()
+            if store.create(f"lease/{turn}", str(number).encode()):
+                winners.append(number)
+
+        threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert [store.read(f"lease/{turn}")] == [str(winner).encode() for winner in winners]
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
+def test_a_write_that_breaks_leaves_what_was_there_and_no_debris(tmp_path, monkeypatch, step):
+    store = CatalogStore(str(tmp_path))
+    store.write("a/object", b"before")
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        if step == "open":
+            broken.setattr(disk_objects, "open", fail, raising=False)
+        else:
+            broken.setattr(os, step, fail)
+        with pytest.raises(StoreRefused, match=r"cannot write .*a/object: OSError.*No space left.*Fix: make room"):
+            store.write("a/object", b"after")
+    assert store.read("a/object") == b"before"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["object"]
+
+
+def test_a_disk_without_hard_links_still_creates_once(tmp_path, monkeypatch):
+    def no_links(*_args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    store = CatalogStore(str(tmp_path))
+    assert store.create("lease/1", b"mine")
+    assert not store.create("lease/1", b"yours")
+    assert store.read("lease/1") == b"mine"
+
+
+def test_a_temporary_file_of_a_crash_is_not_an_object(tmp_path):
+    store = CatalogStore(str(tmp_path))
+    store.write("commits/a.json", b"{}")
+    Path(tmp_path, "commits", ".b.json.0123.tmp").write_bytes(b"{")
+    assert store.list("commits/") == ["commits/a.json"]
+    assert store.stat_all("commits", hidden=True)["commits/.b.json.0123.tmp"].size == 1
+
+
+def test_a_file_that_is_too_large_for_the_disk_leaves_nothing(tmp_path):
+    store = CatalogStore(str(tmp_path))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StoreRefused, match=r"File too large.*Fix: make room"):
+            store.write("residuals/a", bytes(2000))
+        store.write("residuals/b", bytes(500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [path.name for path in (tmp_path / "residuals").iterdir()] == ["b"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    store = CatalogStore(str(tmp_path))
+    store.write("commits/a.json", b"{}")
+
+    def fail(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StoreRefused, match=r"cannot list .*commits.*Fix: give this user the right"):
+        store.list("commits/")
+
+
+def test_a_catalog_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    store = CatalogStore(str(tmp_path / "file" / "catalog"))
+    for put in (store.write, store.create):
+        with pytest.raises(StoreRefused, match="address"):
+            put("a", b"1")
+
+
+def test_what_is_missing_is_named(store):
+    for read in (
+        lambda: store.read("x/none"),
+        lambda: store.read_many(["x/none"]),
+        lambda: store.open_input("x/none").__enter__(),
+    ):
+        with pytest.raises(StoreError, match=r"cannot read .*: FileNotFoundError.*Fix: check") as caught:
+            read()
+        assert type(caught.value) is StoreError, "neither unavailable nor refused"
+
+
+def test_a_store_that_is_away_for_a_while_is_asked_again(s3, s3_store):
+    requests = itertools.count()
+    s3.faults.rule = lambda request: "reset" if next(requests) < 20 else None
+    s3_store.write("a", b"1")
+    assert s3_store.read("a") == b"1" and next(requests) > 20
+
+
+def test_only_what_is_still_missing_is_fetched_again(s3, s3_store):
+    data = {f"many/{number:02}": bytes([number]) for number in range(20)}
+    for path, content in data.items():
+        s3_store.write(path, content)
+    answered: list[str] = []
+
+    def rule(request):
+        if request.path.endswith("7") and "many/07" not in answered[:1]:
+            answered.insert(0, "many/07")
+            return "503"
+        if request.method == "GET":
+            answered.append(request.path)
+        return None
+
+    s3.faults.rule = rule
+    assert s3_store.read_many(data) == data
+    assert len(answered) <= len(data) + 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("403", "Fix: give this user the right"), ("bucket", "Fix: create the bucket")]
+)
+def test_what_a_store_refuses_is_not_asked_again(s3, s3_store, fault, words):
+    asked = s3_store.with_patience(3600)
+    if fault == "bucket":
+        asked = CatalogStore("s3://no-such-bucket/catalog", patience_s=3600)
+        assert asked.list("") == [], "what is not there is empty"
+    s3.faults.rule = lambda request: "403" if fault == "403" else None
+    before = len(s3.faults.requests)
+    with pytest.raises(StoreRefused, match=words):
+        asked.write("a", b"1")
+    assert len(s3.faults.requests) == before + 1
+
+
+def test_patience_ends_with_the_stores_own_words(s3, s3_store):
+    s3_store.write("a", b"1")
+    s3.faults.rule = lambda request: "503"
+    with pytest.raises(StoreUnavailable, match=r"cannot list .*reduce your request rate.*Fix: check that the store"):
+        s3_store.with_patience(0.2).list("commits")
+
+
+def test_whoever_waits_for_a_store_is_told_in_the_log(s3, s3_store, monkeypatch, caplog):
+    monkeypatch.setattr(store_patience, "_WORTH_A_WORD_S", 0.1)
+    ends = time.monotonic() + 1.5
+    s3.faults.rule = lambda request: "503" if time.monotonic() < ends else None
+    s3_store.write("a", b"1")
+    assert "waiting for the store" in caplog.text and f"cannot write {s3_store.url('a')}" in caplog.text
+    assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in caplog.text
+
+
+def test_errors_of_the_reader_are_not_taken_for_the_stores(store):
+    store.write("x/data", b"1")
+    with pytest.raises(ConceptError), store.open_input("x/data"):
+        raise ConceptError("its own", stage="load")
+
+
+def test_no_secret_is_in_a_message(monkeypatch):
+    class Broken:
+        def cat_file(self, path: str) -> bytes:
+            raise OSError("403 for key AKIAEXAMPLE signed with s3cr3t-key and pass:word")
+
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "pass:word")
+    options = {"key": "AKIAEXAMPLE", "client_kwargs": {"aws_secret": "s3cr3t-key"}}
+    store = memory_store().with_patience(0)
+    store._secrets = secrets_in(options)
+    store._fs = Broken()
+    with pytest.raises(StoreError) as caught:
+        store.read("commits/a.json")
+    for secret in ("AKIAEXAMPLE", "s3cr3t", "pass:word"):
+        assert secret not in str(caught.value)
+    assert "commits/a.json" in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_named_profile_is_enough_and_its_secret_is_seen_nowhere(s3, s3_store, monkeypatch, tmp_path, caplog):
+    secret, key = CREDENTIALS["AWS_SECRET_ACCESS_KEY"], CREDENTIALS["AWS_ACCESS_KEY_ID"]
+    (tmp_path / "credentials").write_text(f"[studio]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "studio")
+    s3fs.S3FileSystem.clear_instance_cache()
+    caplog.set_level(0)
+    monkeypatch.setattr(store_patience, "_WORTH_A_WORD_S", 0.0)
+
+    store = CatalogStore(s3_store.uri, patience_s=0.3)
+    record = commit(store, shard_of(planned("a")))
+    s3.faults.rule = lambda request: "403" if request.method == "GET" else "503"
+    said = []
+    for operation in (lambda: store.read("commits/a.json"), lambda: store.write("a", b"1")):
+        with pytest.raises(StoreError) as caught:
+            operation()
+        said.append(str(caught.value))
+    ours = "\n".join(one.getMessage() for one in caplog.records if one.name.startswith("persres"))
+    assert ours
+    for text in (*said, ours, record.to_json().decode()):
+        assert secret not in text and key not in text
+
+
+def test_a_profile_that_is_not_there_is_named(s3, s3_store, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StoreRefused, match=r"profile \(nobody\).*Fix: give credentials"):
+        CatalogStore(s3_store.uri).read("a")
+
+
+def test_an_unknown_scheme_is_the_users_to_mend():
+    with pytest.raises(InvalidInput, match=r"gopher.*Fix: give a local path"):
+        CatalogStore("gopher://hole/catalog")
+
+
+def test_a_home_folder_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    CatalogStore("~/catalog").write("a", b"1")
+    assert (tmp_path / "catalog" / "a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other", "commits/../../x"])
+def test_paths_stay_inside_the_catalog(store, path):
+    with pytest.raises(ValueError, match="inside a catalog"):
+        store.read(path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a_b", "-x", "a b"])
+def test_names_of_attempts_cannot_be_mistaken(store, name):
+    with pytest.raises(ValueError, match="name"):
+        store.commit_record("run", "shard", name)
+    with pytest.raises(ValueError, match="name"):
+        store.index_file("run", name)
+
+
+def test_every_attempt_of_every_run_has_its_own_files(store):
+    names = {
+        path(run, shard, attempt)
+        for path in (store.residual_file, store.rendering_file, store.commit_record)
+        for run in ("r1", "r2")
+        for shard in ("s1", "s2")
+        for attempt in ("001", "002")
+    }
+    assert len(names) == 24

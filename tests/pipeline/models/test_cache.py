@@ -1,0 +1,373 @@
+"""Models from a real S3 server, fetched by real processes: once for all, whole or not at all, and by what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from huggingface_hub import constants
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
+
+from persres.core.errors import InvalidInput, StoreError, StoreRefused
+from persres.pipeline.models import remote_folder
+from persres.pipeline.models.cache import ModelCache, checksums_in
+from persres.pipeline.models.folder import files_of_folder
+from persres.pipeline.models.resolve import resolve_model
+
+from ...support.model_samples import (
+    asked_by_this_process,
+    fetched,
+    objects_fetched,
+    pipeline_folder,
+    s3_file_system,
+    scorer_folder,
+    start_fetching,
+    upload,
+)
+from ...support.s3_server import BUCKET, Request, S3Server, s3_server
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, empty and well, and this process with a cache of its own and with leave to ask it."""
+    running.faults.rule = lambda request: None
+    fs = s3_file_system(running)
+    for path in fs.find(BUCKET):
+        fs.rm_file(path)
+    running.faults.requests.clear()
+    monkeypatch.setattr(remote_folder.RemoteFolder.__init__, "__kwdefaults__", {"patience_s": 2.0})
+    with asked_by_this_process(running, monkeypatch, tmp_path / "cache"):
+        yield running
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    return {name: Path(folder, name).read_bytes() for name in files_of_folder(Path(folder)) if name != "SHA256SUMS"}
+
+
+def put_in_the_server(key: str, data: bytes | None) -> None:
+    """Replace an object, or with None remove it, while the server is busy with a request."""
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    if data is None:
+        backend.delete_object(BUCKET, key)
+    else:
+        backend.put_object(BUCKET, key, data)
+
+
+def sums_of(folder: Path) -> str:
+    lines = (f"{hashlib.sha256(data).hexdigest()}  ./{name}\n" for name, data in contents(folder).items())
+    return "".join(lines)
+
+
+def test_the_same_model_has_one_revision_wherever_it_lies(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    (folder / "README.md").write_text("not read")
+    (folder / "v1-5.ckpt").write_bytes(b"not read either")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"nor this")
+
+    local, remote = resolve_model(str(folder)), resolve_model(upload(s3, folder))
+    again = resolve_model(upload(s3, folder, "elsewhere/copy") + "/")
+
+    assert remote.revision == local.revision == again.revision
+    assert remote.path == again.path and Path(remote.path).parent == tmp_path / "cache" / "models"
+    read = {name for name in contents(folder) if "fp16" not in name} - {"README.md", "v1-5.ckpt"}
+    assert contents(remote.path) == {name: contents(folder)[name] for name in read}
+    assert resolve_model(remote.path).revision == local.revision, "its list of digests is none of its files"
+    assert {name for name in objects_fetched(s3) if "fp16" in name or "ckpt" in name} == set()
+
+
+def test_a_scorer_is_fetched_as_well(s3, tmp_path):
+    folder = scorer_folder(tmp_path / "here")
+
+    found = resolve_model(upload(s3, folder), role="scorer")
+
+    assert found.revision == resolve_model(str(folder), role="scorer").revision
+    assert contents(found.path) == contents(folder)
+
+
+def test_what_has_been_fetched_is_found_by_its_listing(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+    first = resolve_model(uri)
+    before = objects_fetched(s3)
+
+    assert resolve_model(uri) == first
+    assert objects_fetched(s3) == before
+    assert max(before.values()) == 1
+
+    s3.faults.requests.clear()
+    assert resolve_model(uri, first.revision) == first
+    assert not s3.faults.requests, "a pinned revision that is here is not asked for"
+
+
+def test_a_changed_object_is_another_revision(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+    first = resolve_model(uri)
+    upload(s3, pipeline_folder(tmp_path / "changed", value=1.0))
+
+    second = resolve_model(uri)
+
+    assert second.revision == resolve_model(str(tmp_path / "changed")).revision != first.revision
+    assert contents(first.path) == contents(tmp_path / "here")
+    with pytest.raises(InvalidInput, match=rf"holds revision {second.revision} now, not sha256:0+"):
+        resolve_model(uri, "sha256:" + "0" * 32)
+    assert resolve_model(uri, first.revision) == first, "what is here is here"
+
+
+def test_a_model_that_changes_while_it_comes_is_fetched_again(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+    changed = pipeline_folder(tmp_path / "changed", value=1.0)
+    changes = iter([True])
+
+    def change(request: Request) -> None:
+        if request.method == "GET" and request.path.endswith(".safetensors") and next(changes, False):
+            put_in_the_server(f"model/{WEIGHTS}", (changed / WEIGHTS).read_bytes())
+
+    s3.faults.rule = change
+    found = resolve_model(uri)
+
+    assert contents(found.path) == contents(changed)
+    assert found.revision == resolve_model(str(changed)).revision
+
+
+def test_processes_at_once_fetch_each_object_once(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+
+    found = fetched([start_fetching(uri, {}) for _ in range(4)])
+
+    assert len(set(found)) == 1 and contents(found[0][0]) == contents(folder)
+    assert objects_fetched(s3) == {f"model/{name}": 1 for name in contents(folder)}
+
+
+def test_a_fetch_that_was_killed_leaves_nothing_half_and_is_gone_on_with(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(request: Request) -> None:
+        if request.path.endswith(".safetensors") and request.method == "GET" and not reached.is_set():
+            reached.set()
+            go_on.wait(60)
+
+    s3.faults.rule = hold
+    victim = start_fetching(uri, {})
+    assert reached.wait(60)
+    waiting = start_fetching(uri, {})
+    victim.kill()
+    victim.communicate()
+    go_on.set()
+    assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
+    (found,) = fetched([waiting])
+
+    assert contents(found[0]) == contents(folder)
+    asked = objects_fetched(s3)
+    assert asked.pop(f"model/{WEIGHTS}") == 2
+    assert set(asked.values()) == {1}, "what had come whole was kept"
+    assert not list((tmp_path / "cache" / "models" / "fetching").glob("*/*"))
+
+
+def test_planning_needs_no_weights_where_their_digests_lie_beside_them(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    (folder / "SHA256SUMS").write_text(sums_of(folder))
+    uri = upload(s3, folder)
+
+    planned = resolve_model(uri, weights=False)
+
+    assert not planned.has_weights and planned.revision == resolve_model(str(folder)).revision
+    assert contents(planned.path).keys() == {"model_index.json", "unet/config.json", "tokenizer/vocab.json"}
+    assert f"model/{WEIGHTS}" not in objects_fetched(s3)
+
+    whole = resolve_model(uri, planned.revision)
+    assert whole.has_weights and whole.revision == planned.revision
+    assert contents(whole.path) == contents(folder)
+    assert max(objects_fetched(s3).values()) == 1
+    assert resolve_model(uri, weights=False) == whole
+
+
+def test_planning_fetches_all_where_nothing_tells_the_digests(s3, tmp_path, caplog):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+
+    planned = resolve_model(uri, weights=False)
+
+    assert planned.has_weights and planned.revision == resolve_model(str(folder)).revision
+    assert "SHA256SUMS" in caplog.text
+
+
+def test_a_list_of_digests_that_is_wrong_is_not_believed(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    (folder / "SHA256SUMS").write_text(sums_of(pipeline_folder(tmp_path / "other", value=1.0)))
+    uri = upload(s3, folder)
+
+    with pytest.raises(InvalidInput, match=rf"{WEIGHTS} is not what SHA256SUMS beside it says"):
+        resolve_model(uri)
+    assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
+
+
+def test_lists_as_sha256sum_writes_them():
+    digest = "0" * 64
+    text = f"{digest}  ./unet/a.json\n{digest} *b c.json\r\nno digest  c\n"
+    assert checksums_in(text) == {"unet/a.json": digest, "b c.json": digest}
+
+
+def test_pickles_are_refused_before_any_weights_come(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here", weights="model.bin"))
+
+    for weights in (True, False):
+        with pytest.raises(InvalidInput, match=r"only as a pickle: unet/model\.bin"):
+            resolve_model(uri, weights=weights)
+    assert not [name for name in objects_fetched(s3) if name.endswith(".bin")]
+
+
+def test_what_is_no_model_says_so(s3, tmp_path):
+    with pytest.raises(InvalidInput, match=r"there is no s3://catalogs/nothing/model_index\.json"):
+        resolve_model(f"s3://{BUCKET}/nothing")
+    folder = pipeline_folder(tmp_path / "here")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InvalidInput, match="no weights"):
+        resolve_model(upload(s3, folder))
+
+
+def test_an_object_that_is_listed_and_not_there_is_named(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+
+    def lose(request: Request) -> None:
+        if request.method == "GET" and request.path.endswith("config.json"):
+            put_in_the_server("model/unet/config.json", None)
+
+    s3.faults.rule = lose
+    with pytest.raises(InvalidInput, match=r"not whole: unet/config\.json is listed, but is not there"):
+        resolve_model(uri)
+
+
+def test_keys_that_lead_out_of_the_folder_are_left_alone(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+    for key in ("model/unet/../../../escaped.json", "model//absolute/escaped.json", "model/unet/.hidden.json"):
+        s3_file_system(s3).pipe_file(f"{BUCKET}/{key}", b"{}")
+
+    found = resolve_model(uri)
+
+    assert contents(found.path) == contents(folder)
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+def test_a_store_that_fails_in_passing_is_asked_again(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+    faults = iter(["503", "reset", "503", "reset"])
+    s3.faults.rule = lambda request: next(faults, None) if request.path.endswith(".safetensors") else None
+
+    assert contents(resolve_model(uri).path) == contents(folder)
+
+
+def test_a_store_that_stays_away_or_refuses(s3, tmp_path):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+
+    s3.faults.rule = lambda request: "403"
+    with pytest.raises(StoreRefused, match="AWS_PROFILE") as refused:
+        resolve_model(uri)
+    s3.faults.rule = lambda request: "503"
+    with pytest.raises(StoreError, match="can be reached") as away:
+        resolve_model(uri)
+    for caught in (refused, away):
+        assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+
+def test_a_disk_without_room_is_named_before_anything_comes(s3, tmp_path, monkeypatch):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+    monkeypatch.setattr(remote_folder, "_MARGIN_BYTES", 1 << 60)
+
+    with pytest.raises(StoreRefused, match=r"no room for base_model 's3://catalogs/model'.*PERSRES_CACHE"):
+        resolve_model(uri)
+    assert not objects_fetched(s3)
+
+
+def test_a_cache_that_cannot_be_written_is_named(s3, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PERSRES_CACHE", str(tmp_path / "file" / "cache"))
+
+    with pytest.raises(StoreRefused, match=r"cannot write to the model cache .*PERSRES_CACHE"):
+        resolve_model(upload(s3, pipeline_folder(tmp_path / "here")))
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_copy_is_fetched_again(s3, tmp_path, damage):
+    folder = pipeline_folder(tmp_path / "here")
+    uri = upload(s3, folder)
+    weights = Path(resolve_model(uri).path, WEIGHTS)
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        weights.unlink()
+
+    assert contents(resolve_model(uri).path) == contents(folder)
+
+
+def test_offline_nothing_is_asked(s3, tmp_path, monkeypatch):
+    uri = upload(s3, pipeline_folder(tmp_path / "here"))
+    online = resolve_model(uri)
+    s3.faults.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    assert resolve_model(uri) == resolve_model(uri, online.revision) == online
+    for name, revision in ((uri, "sha256:" + "0" * 32), (f"{uri}-other", None)):
+        with pytest.raises(StoreError, match=r"`persres-batch fetch --spec RUN\.YAML`"):
+            resolve_model(name, revision)
+    assert not s3.faults.requests
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s3://key:secret@bucket/model", "credentials"),
+        ("s3://AKIASECRET@bucket/model", "credentials"),
+        ("https://host/model?sig=secret", "query"),
+        ("https://host/model", "cannot be listed"),
+        ("zip://x::s3://bucket/model.zip", "chain of addresses"),
+        ("hf://owner/name", "Hub id alone"),
+        ("nosuch://bucket/model", "fsspec package"),
+    ],
+)
+def test_addresses_that_are_refused_and_secrets_that_are_not_shown(s3, uri, said):
+    with pytest.raises(InvalidInput, match=said) as caught:
+        resolve_model(uri)
+    assert "secret" not in str(caught.value).lower()
+    assert not s3.faults.requests
+
+
+def test_a_revision_of_a_folder_is_a_digest(s3):
+    with pytest.raises(InvalidInput, match="no revision 'main'"):
+        resolve_model(f"s3://{BUCKET}/model", "main")
+
+
+def test_prune_keeps_what_is_named_and_what_is_under_way(s3, tmp_path):
+    first = resolve_model(upload(s3, pipeline_folder(tmp_path / "a"), "a"))
+    second = resolve_model(upload(s3, pipeline_folder(tmp_path / "b", value=1.0), "b"))
+    left, under_way = (tmp_path / "cache" / "models" / "fetching" / name for name in ("0" * 32, "1" * 32))
+    for folder in (left, under_way):
+        (folder / "listing").mkdir(parents=True)
+        (folder / "listing" / "x.part").write_bytes(b"1234")
+
+    with FileLock(f"{under_way}.lock"):
+        gone = ModelCache().prune({first.revision})
+
+    assert Path(first.path).is_dir() and not Path(second.path).exists()
+    assert under_way.exists() and not left.exists()
+    assert gone.folders == 2 and gone.size > 20_000
+    assert resolve_model(f"s3://{BUCKET}/b") == second, "it is fetched again when it is needed"
+    shutil.rmtree(tmp_path / "cache")
+    assert ModelCache().prune(()).folders == 0

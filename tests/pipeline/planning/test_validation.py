@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from persres.core.training.settings import TrainingSettings
+from persres.pipeline.planning.validation import validate_manifest
+from persres.pipeline.spec.run_spec import RunSpec
+
+
+class LetterTokenizer:
+    """Counts letters: enough of a tokenizer's interface, and easy to reason about."""
+
+    model_max_length = 40
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "good.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:-30])
+    return tmp_path
+
+
+def manifest(folder: Path, *rows: dict[str, Any]) -> Path:
+    complete = [
+        {"concept_id": f"c{n}", "macro_class": "mug", "reference_images": ["good.png"]} | r for n, r in enumerate(rows)
+    ]
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, complete)))
+    return folder / "m.jsonl"
+
+
+SPEC = RunSpec(prompts=("a {concept}",), training=TrainingSettings(prompt="one {concept}", identifier_token="sks"))
+
+
+def test_a_good_manifest_is_valid(pictures):
+    progress: list[tuple[int, int]] = []
+    path = manifest(pictures, {}, {"prompts": ["the {concept}"]})
+
+    report = validate_manifest(path, SPEC, tokenizer=LetterTokenizer(), on_progress=lambda *at: progress.append(at))
+
+    assert report.valid and len(report.rows) == 2
+    assert progress == [(1, 2), (2, 2)]
+
+
+def test_one_pass_finds_faults_of_every_kind_even_in_one_row(pictures):
+    path = manifest(
+        pictures,
+        {},
+        {
+            "reference_images": ["good.png", "cut.png", "none.png"],
+            "prompts": ["no placeholder", "{concept}" + "y" * 50],
+        },
+        {"concept_id": "c0", "reference_images": ["empty.png"]},
+        {"macro_class": "m" * 38},
+    )
+
+    report = validate_manifest(path, SPEC, tokenizer=LetterTokenizer())
+
+    assert [(p.row, p.column) for p in report.problems] == [
+        (1, "prompts"), (1, "reference_images"), (1, "reference_images"), (1, "prompts"),
+        (2, "concept_id"), (2, "reference_images"),
+        (3, "prompts"), (3, "macro_class"),
+    ]  # fmt: skip
+    assert all(p.reason and p.fix and p.value for p in report.problems)
+    assert [row.row for row in report.rows] == [0] and report.row_count == 4
+    assert not report.valid
+
+
+def test_lengths_are_not_checked_without_a_tokenizer(pictures):
+    assert validate_manifest(manifest(pictures, {"macro_class": "m" * 38}), SPEC).valid
+
+
+def test_warnings_of_all_parts_come_together(pictures):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    frames[0].save(pictures / "moving.gif", save_all=True, append_images=frames[1:])
+
+    report = validate_manifest(manifest(pictures, {"reference_images": ["moving.gif"], "shelf": 3}), SPEC)
+
+    assert report.valid
+    assert ["shelf" in report.warnings[0], "first" in report.warnings[1]] == [True, True]
+
+
+def test_a_missing_file_is_a_report_and_not_an_exception(tmp_path):
+    report = validate_manifest(tmp_path / "m.parquet", SPEC, tokenizer=SimpleNamespace(model_max_length=40))
+
+    assert [p.level for p in report.problems] == ["manifest"] and report.rows == []

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from persres.core.errors import ConceptError, ConceptFailure, StoreError
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.run.report import THUMBNAIL_SIDE, build_report, variant_averages
+from persres.pipeline.run.summary import RunSummary
+
+from ...support.catalog_samples import (
+    commit,
+    drawing,
+    memory_store,
+    planned,
+    png,
+    rendering_rows_of,
+    shard_of,
+    unscored,
+)
+
+FAILURE = ConceptFailure("broken", "load", "photo.jpg is cut off after 812 bytes", "upload it again")
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what a reader and a browser would act on."""
+
+    void = frozenset({"meta", "img", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def images(self) -> list[str]:
+        return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+
+
+def references(concept_id: str) -> list[np.ndarray]:
+    if concept_id == "broken":
+        raise ConceptError("cannot be read", stage="load", concept_id=concept_id)
+    return [drawing(f"{concept_id} reference {index}", 64) for index in range(5)]
+
+
+def a_catalog():
+    store = memory_store()
+    commit(store, shard_of(planned("mug-a"), planned("mug-b")))
+    return store
+
+
+def summary(**changes: object) -> RunSummary:
+    return dataclasses.replace(RunSummary("run-1", 3, 2, (FAILURE,), 0, 1, wall_seconds=252, workers=2), **changes)  # type: ignore[arg-type]
+
+
+def test_a_page_shows_failures_first_then_every_concept_with_its_pictures():
+    page = Page(build_report(a_catalog(), summary=summary(), references=references))
+    assert page.text.index("broken") < page.text.index("mug-a") < page.text.index("mug-b")
+    for words in (FAILURE.reason, FAILURE.fix, "a photo of a mug in the snow", "Residual + LAG", "4 min 12 s", "0.250"):
+        assert words in page.text
+    assert len(page.images()) == 2 * (4 + 4)
+
+
+def test_a_page_is_self_contained():
+    page = Page(build_report(a_catalog(), summary=summary(), references=references))
+    assert all(source.startswith("data:image/webp;base64,") for source in page.images())
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a", "form"})
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_the_same_catalog_gives_the_same_bytes():
+    twice = (a_catalog(), a_catalog())
+    pages = {build_report(store, summary=summary(), references=references).replace(store.uri, "") for store in twice}
+    assert len(pages) == 1
+
+
+def test_hostile_words_stay_words():
+    store = memory_store()
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+    concept = planned("mug-a")
+    concept = dataclasses.replace(concept, row=dataclasses.replace(concept.row, macro_class=evil))
+    images = [
+        dataclasses.replace(row, prompt_template=f"{evil} {{concept}}", variant=evil)
+        for row in rendering_rows_of(concept)
+    ]
+    images = [dataclasses.replace(row, image_index=index) for index, row in enumerate(images)]
+    commit(store, shard_of(concept), renderings=images)
+    failure = ConceptFailure(f"id{evil}", "load", evil, evil)
+    page = Page(build_report(store, failures=(failure,), summary=summary(versions={evil: evil})))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert len(page.images()) == 2
+    assert "49" not in page.text.replace(store.uri, "")
+    assert page.text.count("alert(1)") >= 6
+
+
+def test_thumbnails_are_small_whatever_the_rendering():
+    store, concept = memory_store(), planned("mug-a")
+    y, x = np.mgrid[0:384, 0:512]
+    noise = np.random.default_rng(0).normal(0, 12, (384, 512, 3))
+    photo = np.clip(np.stack([x / 2, y / 1.5, 255 - x / 4], -1) + noise, 0, 255).astype(np.uint8)
+    image = png(photo)
+    images = [dataclasses.replace(row, image=image) for row in rendering_rows_of(concept)]
+    commit(store, shard_of(concept), renderings=images)
+    html = build_report(store, references=lambda _: [photo] * 9)
+    empty = build_report(memory_store())
+    assert len(html) - len(empty) < 20_000
+    for source in Page(html).images():
+        with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
+            assert max(image.size) == THUMBNAIL_SIDE
+            assert image.size[0] / image.size[1] == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_of_many_concepts_the_worst_are_shown_and_the_page_says_so():
+    store = memory_store()
+    for name, score in (("good", 0.9), ("bad", 0.1), ("fair", 0.5), ("middling", 0.6)):
+        commit(store, shard_of(planned(name)), score=score)
+    text = Page(build_report(store, limit=2)).text
+    assert "Showing 2 of 4" in text
+    assert "4 below" not in text and "2 below the gate" in text
+    assert text.index("bad") < text.index("fair")
+    assert "middling" not in text
+    lines = {line.label: line for line in variant_averages(read_committed(store).values())}
+    assert lines["Base model"].prompt_score == pytest.approx(0.525)
+    assert (lines["Residual + LAG"].images, lines["Residual + LAG"].passed) == (8, 6)
+
+
+def test_only_the_manifests_concepts_are_shown():
+    page = Page(build_report(a_catalog(), concept_ids=["mug-b", "not-done"]))
+    assert "mug-b" in page.text and "mug-a" not in page.text
+
+
+def test_a_failed_concept_says_that_its_earlier_result_is_kept():
+    text = Page(build_report(a_catalog(), failures=[dataclasses.replace(FAILURE, concept_id="mug-a")])).text
+    assert "still holds its earlier result" in text
+    assert text.count("mug-a") == 1
+
+
+def test_renderings_without_scores_and_an_empty_catalog_are_pages_too():
+    store, concept = memory_store(), planned("mug-a")
+    commit(store, shard_of(concept), renderings=unscored(rendering_rows_of(concept)))
+    Page(build_report(store))
+    assert "no concepts yet" in Page(build_report(memory_store())).text
+    assert "Every concept is done" in Page(build_report(store, summary=summary(rows=2, failed=()))).text
+
+
+def test_a_catalog_that_lost_its_renderings_is_not_passed_over():
+    store = a_catalog()
+    rendering_file = read_committed(store)["mug-a"].rendering_file
+    assert rendering_file is not None
+    store.delete(rendering_file)
+    with pytest.raises(StoreError):
+        build_report(store)

@@ -1,0 +1,138 @@
+"""Something goes wrong at every store operation of one commit, one by one: a reader sees all of it or none.
+
+And another attempt then ends in the catalog that an undisturbed one would have made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from persres.core.errors import StoreError, StoreUnavailable
+from persres.pipeline.catalog.index import read_committed, torn_records
+from persres.pipeline.catalog.results import read_renderings, read_residual
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.planning.plan import Shard
+
+from ...support.catalog_digest import concept_digests
+from ...support.catalog_samples import commit, memory_store, planned, shard_of
+from ...support.faulty_stores import Fault, faulty
+from ...support.s3_server import Fault as ServerFault
+from ...support.s3_server import Request
+
+NAMES = ("a", "b")
+
+
+def held_before(store: CatalogStore, kind: str) -> Shard:
+    """A catalog with an earlier run in it; returns the shard that is to be committed next."""
+    commit(store, shard_of(*map(planned, NAMES)), run_id="run-1")
+    held = read_committed(store)
+    training = "t2" if kind == "train" else "t1"
+    changed = [planned(name, training=training, rendering="r2", committed=held[name]) for name in NAMES]
+    return shard_of(*changed, kind=kind)
+
+
+def seen(store: CatalogStore) -> dict[str, Any]:
+    """All that a reader can see of a catalog."""
+    return {
+        concept_id: (read_residual(store, one), read_renderings(store, one))
+        for concept_id, one in read_committed(store).items()
+    }
+
+
+@pytest.fixture(params=["train", "render"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def quiet(kind) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """What a reader sees before and after a commit that nothing disturbs, and the digests of its concepts."""
+    store = memory_store()
+    shard = held_before(store, kind)
+    before = seen(store)
+    commit(store, shard, run_id="run-2")
+    return before, seen(store), concept_digests(store)
+
+
+def check_seen_whole_or_not_at_all(store: CatalogStore, shard: Shard, quiet: tuple[Any, Any, Any]) -> None:
+    """A reader sees the state before or after; another attempt then ends as a quiet one does."""
+    before, after, digests = quiet
+    assert seen(store) in (before, after)
+    commit(store, shard, run_id="run-2", attempt="002")
+    assert seen(store) == after
+    assert concept_digests(store) == digests
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "truncated", "shortened"])
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_a_commit_that_fails_at_any_operation_is_seen_whole_or_not_at_all(
+    where, fault: Fault, kind, quiet, tmp_path, monkeypatch
+):
+    operations = 6 if kind == "train" else 5  # each put and its size; and whether the old residual is still there
+    for failing in range(1, operations + 1):
+        store = memory_store() if where == "memory" else CatalogStore(str(tmp_path / f"catalog-{failing}"))
+        shard = held_before(store, kind)
+        with monkeypatch.context() as patched:
+            broken, faults = faulty(store, lambda number, at=failing: fault if number == at else None, patched)
+            try:
+                commit(broken, shard, run_id="run-2")
+            except StoreError:
+                assert len(faults.operations) == failing or fault == "shortened"
+            else:
+                pytest.fail(f"operation {failing} failed and the commit did not")
+        check_seen_whole_or_not_at_all(store, shard, quiet)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        pytest.param(fault, kind, marks=[] if (fault, kind) == ("truncated", "train") else [pytest.mark.slow])
+        for fault in ("503", "503 after", "reset", "reset after", "timeout", "403", "truncated")
+        for kind in ("train", "render")
+    ],
+)
+def test_a_commit_that_fails_at_any_request_to_s3_is_seen_whole_or_not_at_all(
+    fault: ServerFault, kind, quiet, s3, s3_store, monkeypatch
+):
+    monkeypatch.setattr(s3_store._fs, "retries", 1)
+    monkeypatch.setattr(s3.faults, "timeout_s", 0.05)
+    requests = 6 if kind == "train" else 5
+    for failing in range(1, requests + 1):
+        store = CatalogStore(f"{s3_store.uri}-{failing}", patience_s=0)
+        shard = held_before(store, kind)
+        came: list[Request] = []
+
+        def rule(request: Request, at: int = failing, came: list[Request] = came) -> ServerFault | None:
+            came.append(request)
+            return fault if came[at - 1 :] and request == came[at - 1] else None  # and at every repetition of it
+
+        s3.faults.rule = rule
+        with pytest.raises(StoreError):
+            commit(store, shard, run_id="run-2")
+        s3.faults.rule = lambda request: None
+        assert len({(one.method, one.path) for one in came}) == failing
+        if fault == "truncated" and failing == requests - 1:
+            assert len(torn_records(store)) == 1
+        check_seen_whole_or_not_at_all(store, shard, quiet)
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "truncated"])
+def test_a_patient_commit_survives_one_fault_at_any_operation(store, fault: Fault, kind, quiet, monkeypatch):
+    shard = held_before(store, kind)
+    with monkeypatch.context() as patched:
+        broken, faults = faulty(store, lambda number: fault if number % 2 else None, patched, patience_s=60)
+        record = commit(broken, shard, run_id="run-2")
+    assert len(faults.operations) >= 10
+    assert record.attempt == "001" and len(read_committed(store)) == len(NAMES)
+    assert (seen(store), concept_digests(store)) == quiet[1:]
+
+
+def test_patience_ends(store, monkeypatch):
+    with monkeypatch.context() as patched:
+        broken, faults = faulty(store, lambda number: "before", patched, patience_s=0.5)
+        with pytest.raises(StoreUnavailable, match=r"cannot write .*residuals/.*ConnectionResetError.*Fix: check"):
+            commit(broken, shard_of(planned("a")))
+    assert len(faults.operations) >= 2
+    assert read_committed(store) == {}

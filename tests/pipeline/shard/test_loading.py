@@ -1,0 +1,191 @@
+"""What a shard has in memory before it gets the device: scaled pictures, residuals to go on from, or a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from persres.core.errors import StoreError
+from persres.core.residual import initialize_residual
+from persres.core.training.settings import TrainingSettings, WarmStart
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
+from persres.pipeline.planning.fingerprint import fingerprint
+from persres.pipeline.planning.plan import PlannedConcept, Shard
+from persres.pipeline.planning.run_models import resolve_base_model, resolve_scorer
+from persres.pipeline.references.images import ReferenceSettings, digest_references
+from persres.pipeline.shard.loading import LoadedConcept, load_shard
+from persres.pipeline.shard.personalizer import Personalizer, load_personalizer
+from persres.pipeline.shard.work import ShardWork
+from persres.pipeline.spec.run_spec import RunSpec
+
+from ...support.catalog_samples import commit, drawing, memory_store, png, rendering_rows_of, residual_row, shard_of
+from ...support.tiny_models import write_tiny_pipeline, write_tiny_scorer
+
+PROMPTS = ("a {concept} on grass",)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = tmp_path_factory.mktemp("models")
+    return RunSpec(
+        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
+        scorer=str(write_tiny_scorer(folder / "scorer")),
+        training=TrainingSettings(iterations=3, pack_size=2, warm_start=WarmStart(iterations=2)),
+    )
+
+
+@pytest.fixture(scope="module")
+def personalizer(spec: RunSpec) -> Personalizer:
+    return load_personalizer(spec, resolve_base_model(spec), resolve_scorer(spec), "cpu", memory_store())
+
+
+def planned(spec: RunSpec, personalizer: Personalizer, row: ManifestRow, committed=None) -> PlannedConcept:
+    digests = digest_references(row, spec.references)
+    return PlannedConcept(row, fingerprint(row, digests, spec, personalizer.base.revision, None), committed)
+
+
+def inline(name: str, size: int = 40) -> ManifestRow:
+    return ManifestRow(0, name, "mug", (ReferenceSource(data=png(drawing(name, size))),), PROMPTS)
+
+
+def load(spec, personalizer, *concepts: PlannedConcept, kind="train", store: CatalogStore | None = None):
+    work = ShardWork(Shard.of(kind, concepts), spec, lambda progress: None)
+    return work, load_shard(work, personalizer, store or memory_store())
+
+
+def test_pictures_come_in_the_sizes_that_the_models_read(spec, personalizer):
+    large = planned(spec, personalizer, inline("large", 320))
+    work, [loaded] = load(spec, personalizer, large)
+    side = personalizer.base.resolution
+    assert [picture.shape for picture in loaded.concept.references] == [(side, side, 3)]
+    assert loaded.likenesses is not None and loaded.likenesses.shape[0] == 1 and not work.failures
+    original = np.asarray(Image.open(io.BytesIO(large.row.reference_images[0].data or b"")))
+    assert torch.equal(loaded.likenesses, personalizer.scorer.prepare([original])), "scored from the original"
+
+
+def test_what_only_needs_rendering_loads_no_pictures_to_train_on(spec, personalizer):
+    store = memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"))
+    _, [loaded] = load(spec, personalizer, again, kind="render", store=store)
+    assert loaded.concept.references == () and loaded.likenesses is not None and loaded.residual is not None
+    unscored = dataclasses.replace(personalizer, scorer=None)
+    _, [loaded] = load(spec, unscored, again, kind="render", store=store)
+    assert loaded.likenesses is None
+
+
+# -- a local image that changes after the plan ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "one.png"
+    path.write_bytes(png(drawing("one", 40)))
+    return path
+
+
+def local(picture: Path) -> ManifestRow:
+    return ManifestRow(0, "one", "mug", (ReferenceSource(str(picture)),), PROMPTS)
+
+
+def test_a_local_image_that_changed_after_the_plan_fails_its_concept(spec, personalizer, picture):
+    before = planned(spec, personalizer, local(picture))
+    other = planned(spec, personalizer, inline("other"))
+    assert not load(spec, personalizer, before)[0].failures
+    picture.write_bytes(png(drawing("another", 40)))
+    work, loaded = load(spec, personalizer, before, other)
+    assert [one.concept.concept_id for one in loaded] == ["other"]
+    [failure] = work.failures.values()
+    assert failure.stage == "load" and "have changed since" in failure.reason and "submit again" in failure.fix
+
+
+def test_a_local_image_that_was_only_touched_is_the_same_image(spec, personalizer, picture):
+    before = planned(spec, personalizer, local(picture))
+    os.utime(picture, (1, 1))
+    assert not load(spec, personalizer, before)[0].failures
+
+
+def test_images_planned_by_size_and_time_are_taken_as_they_are(spec, personalizer, picture):
+    by_time = spec.model_copy(update={"references": ReferenceSettings(digest="stat")})
+    before = planned(by_time, personalizer, local(picture))
+    picture.write_bytes(png(drawing("another", 40)))
+    assert not load(by_time, personalizer, before)[0].failures
+
+
+# -- residuals committed before --------------------------------------------------------------------------------------
+
+
+def trained_before(spec, personalizer, store, row: ManifestRow, *, fraction=None, identifier=False, **columns):
+    """The concept as the catalog holds it: with a residual as `columns` and the arguments say."""
+    one = planned(spec, personalizer, row)
+    residual = initialize_residual(
+        personalizer.base.target_layers,
+        rank_fraction=fraction or spec.training.rank_fraction,
+        a_std=0.01,
+        seed=1,
+        identifier=torch.zeros(32) if identifier else None,
+    )
+    values = {"base_model_revision": personalizer.base.revision, "residual": residual.to_bytes()} | columns
+    commit(store, shard_of(one), residuals=[residual_row(one, **values)], renderings=rendering_rows_of(one))
+    return dataclasses.replace(one, committed=read_committed(store)[row.concept_id])
+
+
+def test_a_changed_concept_starts_from_its_committed_residual(spec, personalizer):
+    store = memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"))
+    work, [loaded] = load(spec, personalizer, again, store=store)
+    assert loaded.residual is not None and not work.notes
+    cold = spec.model_copy(update={"training": spec.training.model_copy(update={"warm_start": None})})
+    _, [loaded] = load(cold, personalizer, again, store=store)
+    assert loaded.residual is None, "only where the spec asks for it"
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({"base_model_revision": "older"}, "belongs to base model spriteworld at older"),
+        ({"fraction": 0.2}, "has other ranks"),
+        ({"identifier": True}, "was trained with V*"),
+        ({"identifier_token": "zwx"}, "was trained with 'zwx'"),
+        ({"residual": b"torn"}, "not a residual"),
+    ],
+)
+def test_a_residual_that_does_not_fit_means_a_cold_start_and_a_note(spec, personalizer, made, reason):
+    store = memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"), **made)
+    work, [loaded] = load(spec, personalizer, again, store=store)
+    assert loaded.residual is None and not work.failures
+    [note] = work.notes
+    assert note.startswith("concept one starts cold: ") and reason in note
+
+
+def test_a_residual_that_is_gone_means_a_cold_start(spec, personalizer):
+    store = memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"))
+    assert again.committed is not None
+    store.delete(again.committed.residual_file)
+    work, [loaded] = load(spec, personalizer, again, store=store)
+    assert loaded.residual is None and "starts cold" in work.notes[0]
+
+
+def test_a_residual_to_render_with_that_is_gone_is_the_stores_failure(spec, personalizer):
+    store = memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"))
+    assert again.committed is not None
+    store.delete(again.committed.residual_file)
+    with pytest.raises(StoreError):
+        load(spec, personalizer, again, kind="render", store=store)
+
+
+def test_concepts_come_in_the_shards_order(spec, personalizer):
+    names = [f"c{number}" for number in range(9)]
+    _, loaded = load(spec, personalizer, *(planned(spec, personalizer, inline(name)) for name in names))
+    assert [one.concept.concept_id for one in loaded] == names and isinstance(loaded[0], LoadedConcept)

@@ -1,0 +1,61 @@
+"""A committed concept leaves the catalog in files that peers load; their content is held to them in tests/core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from persres.core.base_model import TargetLayer, load_base_model, load_target_layers
+from persres.core.errors import InvalidInput
+from persres.core.lora_export import DIFFUSERS_FILE, TEXTUAL_INVERSION_FILE
+from persres.core.residual import initialize_residual
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.export import export_concept
+from persres.pipeline.shard.commit import commit_shard
+
+from ..support.catalog_samples import memory_store, planned, rendering_rows_of, residual_row, shard_of
+from ..support.tiny_models import write_tiny_pipeline
+
+
+def committed_with(base_model: str, blob: bytes):
+    store, concept = memory_store(), planned("mug-1")
+    commit_shard(
+        store,
+        run_id="20260101T000000Z-aaaaaa",
+        shard=shard_of(concept),
+        attempt="001",
+        residuals=[residual_row(concept, residual=blob, base_model=base_model)],
+        renderings=rendering_rows_of(concept),
+        failures=[],
+        seconds={},
+    )
+    return store, read_committed(store)["mug-1"]
+
+
+def test_a_concept_becomes_three_files(tmp_path: Path):
+    base_folder = write_tiny_pipeline(tmp_path / "base", "sd1")
+    layers = load_target_layers(base_folder)
+    base = load_base_model(base_folder, name="tiny", revision="")
+    assert layers == base.target_layers
+    identifier = base.text_encoder.get_input_embeddings().weight[3].clone()
+    residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.1, seed=0, identifier=identifier)
+    files = export_concept(*committed_with(str(base_folder), residual.to_bytes()), tmp_path / "out")
+    assert [file.relative_to(tmp_path / "out").as_posix() for file in files] == [
+        f"mug-1/{DIFFUSERS_FILE}",
+        "mug-1/mug-1.kohya.safetensors",
+        f"mug-1/{TEXTUAL_INVERSION_FILE}",
+    ]
+    assert len(load_file(files[0])) == 2 * len(layers) and list(load_file(files[2])) == ["<mug-1>"]
+    with safe_open(files[1], "pt") as kohya:
+        assert kohya.metadata()["modelspec.title"] == "mug-1"
+
+
+def test_without_the_base_model_nothing_names_the_layers(tmp_path: Path):
+    layers = (TargetLayer("mid.proj_out", 8, "conv"),)
+    residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.1, seed=0)
+    store, committed = committed_with(str(tmp_path / "gone"), residual.to_bytes())
+    with pytest.raises(InvalidInput, match="gone"):
+        export_concept(store, committed, tmp_path / "out")
