@@ -1,8 +1,8 @@
 # make demo      the whole path on the embedded default: train, render, score and report 12 drawn concepts
 # make test      the tests, without the slow ones
 # make test-all  every test
-# make chaos     20 rounds in which workers, nodes and drivers are killed while the store fails; for the night
-# make bench     the CPU benchmarks, for a machine that does nothing else for an hour; results in .benchmarks/*.json
+# make chaos     20 rounds in which workers, nodes and drivers are killed while the store fails
+# make bench     the CPU benchmarks, an hour on an otherwise idle machine; results in .benchmarks/*.json
 # make lint      ruff and pyright
 # On a fresh clone each of them first makes .venv and installs into it what it needs.
 
@@ -26,7 +26,7 @@ test-all: .venv/installed-dev
 	$(PYTEST) -n $(WORKERS) --dist loadgroup
 
 chaos: .venv/installed-dev
-	.venv/bin/python tests/programs/chaos.py --rounds 20
+	.venv/bin/python -m tests.programs.chaos --rounds 20
 
 bench: .venv/installed-dev
 	mkdir -p .benchmarks

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -21,9 +21,9 @@ class TargetLayer:
     """A `proj_out` that gets a residual: dW = A B is width x width.
 
     Attributes:
-        name: path of the layer inside the UNet, such as "down_blocks.0.attentions.0.proj_out".
-        width: m, its number of input and output channels.
-        kind: "conv" (SD 1.x: a 1x1 convolution over [S, m, h, w]) or "linear" (SD 2.x: over [S, N, m]).
+        name: its path in the UNet, such as "down_blocks.0.attentions.0.proj_out".
+        width: m, its number of input and of output channels.
+        kind: "conv" (SD 1.x: a 1x1 convolution over [S, m, h, w]) or "linear" (SD 2.x and XL: over [S, N, m]).
     """
 
     name: str
@@ -32,22 +32,22 @@ class TargetLayer:
 
     @property
     def transformer(self) -> str:
-        """Path of the Transformer2DModel whose output this layer projects."""
+        """The path of the Transformer2DModel that this layer belongs to."""
         return self.name.removesuffix(".proj_out")
 
     def rank(self, rank_fraction: float) -> int:
-        """r = max(1, round(rank_fraction x m)); the paper's fraction is 0.05."""
+        """The rank r = max(1, round(rank_fraction x m)) of its residual; the paper's fraction is 0.05."""
         return max(1, round(rank_fraction * self.width))
 
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """A Stable-Diffusion-shaped latent diffusion model (1.x, 2.x or XL), frozen and in eval mode.
+    """A latent diffusion model of Stable Diffusion's architecture (1.x, 2.x or XL), frozen and in eval mode.
 
     Attributes:
-        name: what the run spec called it.
-        revision: the commit or content digest that pins its weights.
-        tokenizer_2, text_encoder_2: the second of SDXL's, else None.
+        name: `base_model` of the run spec.
+        revision: the commit or the content digest that pins its weights.
+        tokenizer_2, text_encoder_2: SDXL's second tokenizer and encoder, else None.
     """
 
     name: str
@@ -79,17 +79,17 @@ class BaseModel:
 
     @property
     def resolution(self) -> int:
-        """Side, in pixels, of the square pictures this model was trained on."""
+        """The side, in pixels, of the square images that the model was trained on."""
         return int(self.unet.config["sample_size"]) * self.pixels_per_latent
 
     @property
     def prediction_type(self) -> str:
-        """Either "epsilon" or "v_prediction": what the UNet's output means."""
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
         return str(self.noise_schedule.config["prediction_type"])
 
     @cached_property
     def target_layers(self) -> tuple[TargetLayer, ...]:
-        """The `proj_out` of every Transformer2DModel, in the UNet's own order (16 of them in SD 1.x)."""
+        """The `proj_out` of every Transformer2DModel, in the UNet's order (16 in SD 1.x)."""
         return find_target_layers(self.unet)
 
     def layer(self, target: TargetLayer) -> torch.nn.Module:
@@ -97,7 +97,7 @@ class BaseModel:
 
 
 def find_target_layers(unet: UNet2DConditionModel) -> tuple[TargetLayer, ...]:
-    """The layers of a UNet that get a residual; its weights are not looked at."""
+    """Return the layers of a UNet that get a residual. Reads no weights."""
     layers = []
     for name, module in unet.named_modules():
         if not isinstance(module, Transformer2DModel):
@@ -111,14 +111,14 @@ def find_target_layers(unet: UNet2DConditionModel) -> tuple[TargetLayer, ...]:
 
 
 def load_target_layers(path: str | Path) -> tuple[TargetLayer, ...]:
-    """The target layers of a base model's folder, from its configuration alone: no weights are read."""
+    """Return the target layers of the base model in a folder, from its configuration alone."""
     config: Any = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
     with torch.device("meta"):
         return find_target_layers(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
 def load_xl_layers_per_block(path: str | Path) -> int | None:
-    """`layers_per_block` of a base model's UNet if it is of Stable Diffusion XL's shape, else None; from its folder."""
+    """Return `layers_per_block` of the UNet in a folder if it is Stable Diffusion XL's, else None."""
     config: Any = UNet2DConditionModel.load_config(path, subfolder="unet", local_files_only=True)
     return int(config["layers_per_block"]) if config.get("addition_embed_type") == "text_time" else None
 
@@ -131,27 +131,27 @@ _PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-_ONLY_XL_HAS = ("text_encoder_2", "tokenizer_2")
+_XL_ONLY = ("text_encoder_2", "tokenizer_2")
 
 
 def check_parts(path: str | Path, name: str, *, has_weights: bool = True) -> int:
-    """Refuse a base model of another kind, or of parts that do not belong together, by its configuration alone.
+    """Check the parts of the base model in a folder, from its configuration alone.
 
     Args:
-        name: what the run spec calls it.
-        has_weights: False: the folder holds configuration only, and its weights are not looked for.
+        name: `base_model` of the run spec, for messages.
+        has_weights: False if the folder holds configuration only; its weights are then not required.
 
     Returns:
-        The pixels, along one side, that one latent stands for.
+        The side, in pixels, of the square that one latent encodes.
 
     Raises:
-        InvalidInput: a part is missing, is of another class, or does not fit the others.
+        InvalidInput: a part is missing, has an unsupported class, or does not fit the other parts.
     """
     index = _configuration(path, "model_index.json", name)
     for part, classes in _PARTS.items():
         entry = index.get(part)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if found not in classes and not (found is None and part in _ONLY_XL_HAS):
+        if found not in classes and not (found is None and part in _XL_ONLY):
             reason = f"base model {name!r}: its {part} is {found or 'missing'}, not {' or '.join(classes)}"
             raise InvalidInput(reason, fix=_STABLE_DIFFUSION)
         if not has_weights or not found or part in ("tokenizer", "tokenizer_2"):
@@ -161,12 +161,12 @@ def check_parts(path: str | Path, name: str, *, has_weights: bool = True) -> int
     unet, vae = (_configuration(path, f"{part}/config.json", name) for part in ("unet", "vae"))
     channels, latents = unet.get("in_channels"), vae.get("latent_channels")
     if channels != latents:
-        reason = f"base model {name!r}: its unet reads {channels} channels, its vae makes {latents}"
-        fix = "one for inpainting or editing reads more; give a text-to-image model"
+        reason = f"base model {name!r}: its unet takes {channels} channels, its vae produces {latents}"
+        fix = "give a text-to-image model; one for inpainting or editing takes more channels"
         raise InvalidInput(reason, fix=fix)
     blocks = vae.get("block_out_channels")
     if not isinstance(blocks, list) or not blocks:
-        raise InvalidInput(f"base model {name!r}: its vae/config.json names no blocks", fix=_STABLE_DIFFUSION)
+        raise InvalidInput(f"base model {name!r}: its vae/config.json has no block_out_channels", fix=_STABLE_DIFFUSION)
     return 2 ** (len(blocks) - 1)
 
 
@@ -183,19 +183,19 @@ def _configuration(path: str | Path, file: str, name: str) -> dict[str, Any]:
         reason = f"base model {name!r}: {file} cannot be read: {type(error).__name__}"
         raise InvalidInput(reason, fix="copy the folder again") from error
     if not isinstance(found, dict):
-        raise InvalidInput(f"base model {name!r}: {file} is no configuration", fix="copy the folder again")
+        raise InvalidInput(f"base model {name!r}: {file} is not a JSON object", fix="copy the folder again")
     return found
 
 
 def load_tokenizer(path: str | Path, subfolder: str = "tokenizer") -> CLIPTokenizer:
-    """The tokenizer alone, for checking prompts without loading any weights.
+    """Load the tokenizer alone, which is enough to check prompts.
 
     Raises:
-        InvalidInput: it has no files, or damaged ones.
+        InvalidInput: its files are missing or damaged.
     """
     try:
         return CLIPTokenizer.from_pretrained(path, subfolder=subfolder, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise nearly every kind
+    except Exception as error:  # transformers and tokenizers raise many kinds
         reason = f"the base model's {subfolder} cannot be read: {_first_line(error)}"
         raise InvalidInput(
             reason, fix="copy the folder again, with tokenizer_config.json and its vocabulary"
@@ -214,18 +214,19 @@ def load_base_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> BaseModel:
-    """Load a diffusers pipeline folder of Stable Diffusion 1.x, 2.x or XL shape.
+    """Load a base model from a diffusers pipeline folder.
 
-    The UNet and the text encoders get `dtype`; the VAE stays in float32, since half-precision VAEs are known for black
-    images and it runs once an image. Only safetensors weights are read: a pickle can run code.
+    The UNet and the text encoders are loaded in `dtype`, the VAE in float32: half-precision VAEs are known to produce
+    black images, and the VAE runs only once per image. Only safetensors weights are read, since a pickle can run code.
 
     Raises:
-        InvalidInput: a part is missing, is not of the right class, or has no safetensors weights.
+        InvalidInput: a part is missing, has an unsupported class, or has no safetensors weights.
     """
 
     def part(cls: Any, subfolder: str, part_dtype: torch.dtype) -> Any:
+        keyword = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"  # diffusers and transformers differ
         return cls.from_pretrained(
-            path, subfolder=subfolder, dtype=part_dtype, use_safetensors=True, local_files_only=True
+            path, subfolder=subfolder, use_safetensors=True, local_files_only=True, **{keyword: part_dtype}
         )
 
     try:
@@ -235,8 +236,8 @@ def load_base_model(
         is_xl = (Path(path) / "text_encoder_2").is_dir()
         tokenizer_2 = load_tokenizer(path, "tokenizer_2") if is_xl else None
         text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", dtype) if is_xl else None
-        vae = _torch_dtype_part(AutoencoderKL, path, "vae", torch.float32)
-        unet = _torch_dtype_part(UNet2DConditionModel, path, "unet", dtype)
+        vae = part(AutoencoderKL, "vae", torch.float32)
+        unet = part(UNet2DConditionModel, "unet", dtype)
     except (InvalidInput, MemoryError):
         raise
     except Exception as error:  # diffusers, transformers, torch and safetensors each raise their own kinds
@@ -245,14 +246,7 @@ def load_base_model(
         ) from error
     for module in filter(None, (text_encoder, text_encoder_2, vae, unet)):
         module.to(device).eval().requires_grad_(False)
-    # A convolution answers in its weights' layout; with channels last, pictures become attention's sequences uncopied.
+    # With channels-last weights, activations become attention's sequences [S, N, C] without a copy.
     unet.to(memory_format=torch.channels_last)
     config = dict(schedule.config)
     return BaseModel(name, revision, tokenizer, text_encoder, vae, unet, schedule, config, tokenizer_2, text_encoder_2)
-
-
-def _torch_dtype_part(cls: Any, path: str | Path, subfolder: str, dtype: torch.dtype) -> Any:
-    # diffusers models still spell the argument torch_dtype; transformers' spell it dtype.
-    return cls.from_pretrained(
-        path, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-    )

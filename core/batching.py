@@ -1,4 +1,4 @@
-"""Cutting a list into tensor batches."""
+"""Splitting a sequence into tensor batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 def batches(items: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
-    """Cut items, in order, into batches of `batch_size`; the last may be short, and whoever computes with it pads it.
+    """Split items, in order, into batches of `batch_size`. The last batch may be short: it is not padded here.
 
     Raises:
         ValueError: `batch_size` is below 1.

@@ -1,4 +1,4 @@
-"""What is being learned: a concept, its reference images, and the prompts it is rendered with."""
+"""A concept: its reference images, its prompt templates, and the seeds derived from its name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Concept:
     """One subject to personalize.
 
     Attributes:
-        concept_id: unique name, matching `CONCEPT_ID_PATTERN`.
+        concept_id: unique id, matching `CONCEPT_ID_PATTERN`.
         macro_class: its category noun, such as "mug".
         references: decoded reference images, each H x W x 3, uint8 RGB; sizes may differ.
-        prompts: templates that contain `{concept}` exactly where the concept belongs.
-        seed: the seed from which all of this concept's random numbers are derived.
+        prompts: templates, each with one `{concept}`.
+        seed: the run seed from which all random numbers of this concept are derived.
     """
 
     concept_id: str
@@ -32,17 +32,17 @@ class Concept:
 
 
 def derive_seed(run_seed: int, concept_id: str, purpose: str) -> int:
-    """A 63-bit seed from (run seed, concept, purpose) alone.
+    """Return a 63-bit seed that depends on nothing but (run seed, concept, purpose).
 
-    A concept's noise, timesteps and initialisation depend on nothing else: not on its place in a pack, its shard, or
-    the worker that happens to run it (law 1).
+    A concept's noise, timesteps and initialization are therefore the same in every pack and shard and on every worker
+    (law 1).
     """
     text = f"{run_seed}\x1f{concept_id}\x1f{purpose}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def check_template(template: str) -> str | None:
-    """Why `template` cannot be rendered, or None if it can."""
+    """Return why a template cannot be rendered, or None if it can."""
     if not template.strip():
         return "the prompt is empty"
     if template.count(PLACEHOLDER) != 1:
@@ -51,18 +51,18 @@ def check_template(template: str) -> str | None:
 
 
 def concept_phrase(identifier_token: str | None, macro_class: str) -> str:
-    """The words that stand for the concept: "V* mug", or just "mug" for the base model, which has never seen V*."""
+    """Return what replaces `{concept}`: "V* mug", or "mug" for the base variant, which has no V*."""
     return f"{identifier_token} {macro_class}" if identifier_token else macro_class
 
 
 def expand_template(template: str, identifier_token: str | None, macro_class: str) -> str:
-    """Put the concept's words where the template says `{concept}`.
+    """Replace `{concept}` in a template by the concept's phrase.
 
     Args:
-        identifier_token: the word that stands for V*, or None for a prompt that the base model can read.
+        identifier_token: the word used as V*, or None for a prompt without V*.
 
     Raises:
-        ValueError: `check_template` would refuse the template.
+        ValueError: the template is empty or does not contain `{concept}` exactly once.
     """
     problem = check_template(template)
     if problem:

@@ -1,13 +1,15 @@
-"""The kinds of things that go wrong, and what each one means for the run.
+"""The kinds of errors, and what each one means for the run.
 
-A `PersresError` always says what to do next. Its subclasses differ in who is to act: `InvalidInput` stops a run before
-it starts, `ConceptError` ends one concept and never its shard-mates, `StoreError` is infrastructure worth another try.
+`InvalidInput` stops a run before it starts, `ConceptError` ends one concept and never its shard-mates, `StoreError` is
+an infrastructure error and is retried.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+from .exit_codes import ExitCode
 
 Stage = Literal["load", "train", "render", "score", "quarantine"]
 
@@ -16,12 +18,12 @@ class PersresError(Exception):
     """Base of every error this package raises on purpose.
 
     Args:
-        message: what is wrong, naming the thing and its value.
-        fix: what the reader should do about it.
-        concept_id: the concept it is about, where there is one.
+        message: what is wrong, with the name and the value of the thing.
+        fix: what the user can do about it.
+        concept_id: the concept concerned, if any.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, message: str, *, fix: str | None = None, concept_id: str | None = None) -> None:
         super().__init__(message)
@@ -33,7 +35,7 @@ class PersresError(Exception):
         where = f"concept {self.concept_id}: " if self.concept_id else ""
         return f"{where}{self.message}" + (f". Fix: {self.fix}" if self.fix else "")
 
-    def __reduce__(self):  # Ray carries exceptions between processes; keyword-only arguments need this
+    def __reduce__(self):  # Ray pickles exceptions; the default cannot rebuild keyword-only arguments
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
@@ -45,17 +47,17 @@ def _rebuild(kind: type[PersresError], args: tuple, state: dict) -> PersresError
 
 
 class InvalidInput(PersresError):
-    """The manifest or the run spec as a whole cannot be used; nothing was started."""
+    """The command, the manifest or the run spec cannot be used; nothing was started."""
 
-    exit_code = 2
+    exit_code = ExitCode.INVALID_INPUT
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault of a manifest, addressed so that a person can find and mend it.
+    """One problem of a manifest, with its row and column.
 
-    `level` is "manifest" when no concept of the manifest can be trusted (a missing column, a duplicate id),
-    "concept" when only this row is affected.
+    `level` is "manifest" if the problem makes the whole manifest unusable (a missing column, a duplicate id), "concept"
+    if it affects one row only.
     """
 
     reason: str
@@ -76,7 +78,7 @@ class ManifestInvalid(InvalidInput):
 
 
 class ConceptError(PersresError):
-    """One concept cannot be done. An application error: trying again would end the same way."""
+    """One concept cannot be trained or rendered. An application error: a retry would fail the same way."""
 
     def __init__(self, message: str, *, stage: Stage, fix: str | None = None, concept_id: str | None = None) -> None:
         super().__init__(message, fix=fix, concept_id=concept_id)
@@ -86,24 +88,38 @@ class ConceptError(PersresError):
 class CatalogHeld(PersresError):
     """Another run holds the catalog's lease."""
 
-    exit_code = 4
+    exit_code = ExitCode.CATALOG_HELD
 
 
 class StoreError(PersresError):
-    """The object store (or disk) did not do what was asked: infrastructure, worth another try."""
+    """An operation of the object store (or the disk) failed. An infrastructure error: a retry may succeed.
+
+    Args:
+        reason: the store's error in short and without secrets, such as "HTTP 403".
+    """
+
+    def __init__(
+        self, message: str, *, fix: str | None = None, concept_id: str | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, fix=fix, concept_id=concept_id)
+        self.reason = reason
 
 
 class StoreUnavailable(StoreError):
-    """The store was asked again for as long as patience allows, and did not answer as it should."""
+    """The store still failed with a transient error when the retry time was over."""
+
+
+class StoreObjectMissing(StoreError):
+    """The object does not exist."""
 
 
 class StoreRefused(StoreError):
-    """The store says no for a reason that asking again does not change: no permission, no such bucket, no space."""
+    """The store refused the operation, as it would refuse a retry: no permission, no such bucket, no space."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptFailure:
-    """A concept that ended without a result, as a row: which, where, why, and what to do about it."""
+    """A concept without a result: at which stage it failed, why, and what the user can do about it."""
 
     concept_id: str
     stage: Stage

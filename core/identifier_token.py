@@ -1,7 +1,9 @@
-"""V*: the word that stands for a concept, its place in a prompt, and its own embedding.
+"""The identifier token V*: its position in a prompt, and its embedding.
 
-V* borrows a rare word of the tokenizer. A trained V* is never written into the text encoder's embedding table: the
-table is shared by every concept on the worker, so each prompt's own embedding is laid over the table's output instead.
+V* is a rare word of the tokenizer. A trained V* is never written into the text encoder's embedding table, which all
+concepts of the worker share. Instead, a hook replaces the table's output at the position of V* in every prompt.
+
+Shapes: P prompts, L tokens, D the width of the (first) text encoder.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from .errors import ConceptError, InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt as the text encoder reads it.
+    """A prompt with its token ids.
 
     Attributes:
         text: the expanded prompt.
-        ids: L token ids, padded to the model's length.
-        identifier_position: where V* stands, or None when the prompt has none.
-        concept_positions: where V* and the macro class's tokens stand; the set C of the LAG equations.
+        ids: L token ids, padded to the tokenizer's length.
+        identifier_position: the position of V*, or None in a prompt without it.
+        concept_positions: the positions of V* and of the macro class's tokens: the set C of LAG.
     """
 
     text: str
@@ -37,10 +39,10 @@ class TokenizedPrompt:
 
 
 def identifier_id(tokenizer: CLIPTokenizer, identifier_token: str) -> int:
-    """The id of V*'s word.
+    """Return the token id of V*.
 
     Raises:
-        InvalidInput: the word is not exactly one known token, so it could not carry one embedding.
+        InvalidInput: the word is not exactly one known token, so it has no embedding of its own.
     """
     ids = tokenizer(identifier_token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -52,10 +54,10 @@ def identifier_id(tokenizer: CLIPTokenizer, identifier_token: str) -> int:
 
 
 def tokenize(tokenizer: CLIPTokenizer, text: str) -> TokenizedPrompt:
-    """Tokenize a prompt that does not mention the concept by V*.
+    """Tokenize a prompt without V*.
 
     Raises:
-        ConceptError: the prompt does not fit the tokenizer's length.
+        ConceptError: the prompt is longer than the tokenizer's length.
     """
     length = tokenizer.model_max_length
     ids = tokenizer(text, truncation=False)["input_ids"]
@@ -72,10 +74,10 @@ def tokenize(tokenizer: CLIPTokenizer, text: str) -> TokenizedPrompt:
 def tokenize_concept_prompt(
     tokenizer: CLIPTokenizer, template: str, identifier_token: str, macro_class: str
 ) -> TokenizedPrompt:
-    """Expand a template with "V* <macro class>" and find those tokens in it.
+    """Expand a template with "V* <macro class>", tokenize it, and find the tokens of the concept, the set C of LAG.
 
     Raises:
-        ConceptError: the prompt is too long, or the words around `{concept}` merge with it into other tokens.
+        ConceptError: the prompt is too long, or text next to `{concept}` merges with it into other tokens.
     """
     prompt = tokenize(tokenizer, expand_template(template, identifier_token, macro_class))
     phrase = tokenizer(concept_phrase(identifier_token, macro_class), add_special_tokens=False)["input_ids"]
@@ -92,7 +94,7 @@ def tokenize_concept_prompt(
 
 
 def identifier_embedding(base: BaseModel, identifier_token: str) -> Tensor:
-    """[D] float32: the base model's own embedding of V*'s word, from which a trained V* starts."""
+    """Return the base model's own embedding of V*, [D] float32, from which the training of V* starts."""
     token = identifier_id(base.tokenizer, identifier_token)
     table = base.text_encoder.get_input_embeddings().weight
     assert isinstance(table, Tensor)
@@ -100,31 +102,31 @@ def identifier_embedding(base: BaseModel, identifier_token: str) -> Tensor:
 
 
 def encode_prompts(base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor | None = None) -> Tensor:
-    """[P, L, D]: the (first) text encoder's states as the UNet reads them: in SDXL those before the last layer.
+    """Return the (first) text encoder's states, [P, L, D]: those of the last layer, in SDXL of the one before it.
 
     Args:
-        identifiers: [P, D] embeddings laid over the position of V* in each prompt; a prompt without V* ignores its row.
-            Gradients flow to them. None leaves the base model's own embedding of the word in place.
+        identifiers: embeddings [P, D] that replace each prompt's own at the position of V*; the row of a prompt without
+            V* is not used. Gradients flow to them. None: the base model's own embedding.
     """
     ids = torch.tensor([prompt.ids for prompt in prompts], device=base.device)
-    with nullcontext() if identifiers is None else _identifiers_laid_over(base, prompts, identifiers):
+    with nullcontext() if identifiers is None else _embeddings_replaced(base, prompts, identifiers):
         if base.text_encoder_2 is None:
             return base.text_encoder(ids).last_hidden_state
         return base.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
 
 
 @contextmanager
-def _identifiers_laid_over(base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor) -> Iterator[None]:
+def _embeddings_replaced(base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor) -> Iterator[None]:
     is_identifier = torch.zeros(len(prompts), len(prompts[0].ids), 1, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         if prompt.identifier_position is not None:
             is_identifier[row, prompt.identifier_position] = True
     is_identifier = is_identifier.to(base.device)
 
-    def overlay(_module: object, _inputs: object, embeddings: Tensor) -> Tensor:
+    def replace(_module: object, _inputs: object, embeddings: Tensor) -> Tensor:
         return torch.where(is_identifier, identifiers[:, None].to(embeddings.dtype), embeddings)
 
-    handle = base.text_encoder.get_input_embeddings().register_forward_hook(overlay)
+    handle = base.text_encoder.get_input_embeddings().register_forward_hook(replace)
     try:
         yield
     finally:
@@ -132,7 +134,7 @@ def _identifiers_laid_over(base: BaseModel, prompts: Sequence[TokenizedPrompt], 
 
 
 def concept_token_mask(prompts: Sequence[TokenizedPrompt]) -> Tensor:
-    """[P, L] float32: one where a token belongs to the concept (the set C), zero elsewhere."""
+    """Return the indicator of the set C, [P, L] float32: one for the concept's tokens, zero for the others."""
     mask = torch.zeros(len(prompts), len(prompts[0].ids))
     for row, prompt in enumerate(prompts):
         mask[row, list(prompt.concept_positions)] = 1.0

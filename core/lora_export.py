@@ -1,7 +1,7 @@
-"""A residual in the file formats that other programs load: diffusers/PEFT, kohya (ComfyUI, A1111), textual inversion.
+"""A residual as LoRA files of diffusers/PEFT and kohya (ComfyUI, A1111), and V* as a textual-inversion file.
 
-A B is a LoRA on `proj_out` with alpha = rank, so scale 1. What others call "A" (down) is the paper's B, and what they
-call "B" (up) is the paper's A. Such a loader applies the residual everywhere: LAG needs this package's sampler.
+dW = A B is a LoRA on `proj_out` with alpha = rank, so with scale 1. A LoRA's "A" (down) is the paper's B, and its "B"
+(up) is the paper's A. LoRA loaders apply the residual everywhere: LAG needs this package's sampler.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ TEXTUAL_INVERSION_FILE = "learned_embeds.safetensors"
 
 
 def diffusers_lora(residual: Residual, target_layers: Sequence[TargetLayer]) -> bytes:
-    """A file for diffusers' `load_lora_weights`.
+    """Return a safetensors file for diffusers' `load_lora_weights`.
 
-    Ranks differ between layers, and without its metadata PEFT would scale every layer by one common rank; so the file
-    says each layer's rank and alpha.
+    Its metadata holds each layer's rank and alpha: without them PEFT would scale all layers by one common rank.
 
     Raises:
-        PersresError: the residual does not fit these layers.
+        PersresError: the residual does not fit the target layers.
     """
     check_residual(residual, target_layers)
     weights: dict[str, Tensor] = {}
@@ -52,14 +51,15 @@ def diffusers_lora(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
 def kohya_lora(
     residual: Residual, target_layers: Sequence[TargetLayer], *, title: str = "", xl_layers_per_block: int | None = None
 ) -> bytes:
-    """A file for ComfyUI, A1111 and every other reader of kohya's names.
+    """Return a safetensors file with kohya's names, which ComfyUI and A1111 read.
 
     Args:
-        xl_layers_per_block: for Stable Diffusion XL, whose layers these readers know by the names of its own code, the
-            UNet's `layers_per_block`.
+        title: the title in the file's metadata.
+        xl_layers_per_block: for Stable Diffusion XL, the UNet's `layers_per_block`: readers of these files expect the
+            layer names of SDXL's original code.
 
     Raises:
-        PersresError: the residual does not fit these layers.
+        PersresError: the residual does not fit the target layers.
     """
     check_residual(residual, target_layers)
     weights: dict[str, Tensor] = {}
@@ -76,10 +76,10 @@ def kohya_lora(
 
 
 def textual_inversion(residual: Residual, token: str) -> bytes:
-    """A file for diffusers' `load_textual_inversion`: V*'s learned embedding under the name `token`.
+    """Return a safetensors file for diffusers' `load_textual_inversion`: V*'s embedding, to be used as `token`.
 
     Raises:
-        PersresError: V* was not trained, so the base model's own word is V* already.
+        PersresError: V* was not trained.
     """
     if residual.identifier is None:
         raise PersresError("V* was not trained with this residual", fix="use the identifier token itself in prompts")
@@ -87,9 +87,9 @@ def textual_inversion(residual: Residual, token: str) -> bytes:
 
 
 def _sgm_name(name: str, layers_per_block: int) -> str:
-    """A transformer's layer by its name in SDXL's own code, which counts resnets, samplers and the first convolution.
+    """Return a layer's name in SDXL's original code, which also counts resnets, samplers and the first convolution.
 
-    "down_blocks.1.attentions.0.proj_out" is "input_blocks.4.1.proj_out" where a block has two layers.
+    For two layers per block, "down_blocks.1.attentions.0.proj_out" becomes "input_blocks.4.1.proj_out".
     """
     block, *numbers, layer = name.replace("attentions.", "").split(".")
     if block == "mid_block":
@@ -99,7 +99,7 @@ def _sgm_name(name: str, layers_per_block: int) -> str:
 
 
 def _as_weights(residual: Residual, layer: TargetLayer) -> tuple[Tensor, Tensor]:
-    """(down, up) shaped as the layer's own weights: [r, m, 1, 1] and [m, r, 1, 1] for a convolution."""
+    """Return (down, up) in the shape of the layer's weights: [r, m, 1, 1] and [m, r, 1, 1] for a convolution."""
     down, up = residual.b[layer.name].contiguous(), residual.a[layer.name].contiguous()
     return (down[..., None, None], up[..., None, None]) if layer.kind == "conv" else (down, up)
 

@@ -1,4 +1,7 @@
-"""A personalized residual: for every target layer i, dW_i = A_i B_i, added to the frozen weight with scale 1."""
+"""The personalized residual of one concept: W'_i = W_i + dW_i with dW_i = A_i B_i for every target layer i.
+
+Shapes: A_i [m, r], B_i [r, m] for a layer of width m with rank r; D is the width of V*'s embedding.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .base_model import BaseModel, TargetLayer
+from .base_model import TargetLayer
 from .errors import PersresError
 
 IDENTIFIER_KEY = "identifier_embedding"
@@ -20,12 +23,12 @@ METADATA_KEY = "persres"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """What one concept learned.
+    """The factors A and B of one concept, and its V* if that was trained.
 
     Attributes:
-        a: for every target layer, A, [m, r] float32.
-        b: for every target layer, B, [r, m] float32.
-        identifier: [D] float32, V*'s learned embedding, or None when V* was not trained.
+        a: layer name to A, [m, r] float32.
+        b: layer name to B, [r, m] float32.
+        identifier: the trained embedding of V*, [D] float32, or None if V* was not trained.
     """
 
     a: Mapping[str, Tensor]
@@ -34,26 +37,23 @@ class Residual:
 
     @property
     def ranks(self) -> dict[str, int]:
+        """Layer name to rank r."""
         return {name: factor.shape[1] for name, factor in self.a.items()}
 
-    @property
-    def parameter_count(self) -> int:
-        return sum(factor.numel() for factors in (self.a, self.b) for factor in factors.values())
-
     def delta(self, layer: str) -> Tensor:
-        """dW = A B, [m, m]."""
+        """Return dW = A B of a layer, [m, m]."""
         return self.a[layer] @ self.b[layer]
 
     def delta_norm(self, layer: str) -> float:
-        """The Frobenius norm of dW = A B, without making the m x m product: ||A B||^2 = sum((A^T A) * (B B^T))."""
+        """Return the Frobenius norm |A B| of a layer, by |A B|^2 = sum((A^T A) * (B B^T)), without an m x m product."""
         a, b = self.a[layer].double(), self.b[layer].double()
         return float(((a.T @ a) * (b @ b.T)).sum().clamp(min=0).sqrt())
 
     def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
-        """One safetensors blob: `<layer>.A`, `<layer>.B`, and `identifier_embedding` when V* was trained.
+        """Serialize to safetensors: `<layer>.A`, `<layer>.B`, and `identifier_embedding` if V* was trained.
 
-        The metadata goes into one JSON value: safetensors writes several keys in an order that differs between
-        processes, and the same residual has to have the same bytes everywhere.
+        The metadata is stored as one JSON value: safetensors writes several keys in an order that differs between
+        processes, but equal residuals must have equal bytes.
         """
         tensors = {f"{name}.A": factor for name, factor in self.a.items()}
         tensors |= {f"{name}.B": factor for name, factor in self.b.items()}
@@ -64,7 +64,7 @@ class Residual:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Residual:
-        """Read what `to_bytes` wrote.
+        """Deserialize the result of `to_bytes`.
 
         Raises:
             PersresError: the blob is not a residual.
@@ -84,8 +84,10 @@ class Residual:
 
 
 def check_residual(residual: Residual, target_layers: Sequence[TargetLayer]) -> None:
-    """Raises:
-    PersresError: the residual was not trained on a model with these target layers.
+    """Check that a residual fits the target layers of a base model.
+
+    Raises:
+        PersresError: its layers or their widths differ.
     """
     expected = {layer.name: layer.width for layer in target_layers}
     if set(residual.a) != set(expected):
@@ -108,12 +110,11 @@ def initialize_residual(
     rank_fraction: float,
     a_std: float,
     seed: int,
-    identifier: Tensor | None = None,
 ) -> Residual:
-    """A residual before training, from its seed alone.
+    """Draw the factors with which training starts, from the seed alone.
 
-    B is drawn with variance 1/m, so that B x has the scale of x whatever the width. A is drawn with standard deviation
-    `a_std`; 0 makes dW = 0, so that training starts exactly at the base model.
+    B has variance 1/m, so that B x has the scale of x for every width. A has standard deviation `a_std`; with 0, dW is
+    zero and training starts exactly at the base model.
     """
     generator = torch.Generator().manual_seed(seed)
     a, b = {}, {}
@@ -121,14 +122,4 @@ def initialize_residual(
         rank = layer.rank(rank_fraction)
         b[layer.name] = torch.randn(rank, layer.width, generator=generator) * layer.width**-0.5
         a[layer.name] = torch.randn(layer.width, rank, generator=generator) * a_std
-    return Residual(a, b, identifier)
-
-
-def merge_into_base(base: BaseModel, residual: Residual) -> None:
-    """Add dW to every target layer's weight, in place: W' = W + A B. For export and tests; workers never do it."""
-    check_residual(residual, base.target_layers)
-    with torch.no_grad():
-        for layer in base.target_layers:
-            weight = base.layer(layer).weight
-            assert isinstance(weight, Tensor)
-            weight += residual.delta(layer.name).to(weight).view_as(weight)
+    return Residual(a, b)

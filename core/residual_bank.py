@@ -1,8 +1,9 @@
-"""Many residuals at work in one UNet pass.
+"""Many residuals applied in one UNet pass: f_i = W_i x + M_i * (A_i B_i x), with a residual per group of samples.
 
-Shapes: G groups of samples, S = G x P samples in the tensor batch, P consecutive samples a group; every group has its
-own residual. In training a group is a concept and P its noised references. In rendering a group is one image and P = 2,
-the unconditional and the conditional half of guidance. N positions, m channels, rank r.
+Shapes: G groups of samples, S = G P samples in the tensor batch, P consecutive samples per group; every group has its
+own residual. In training a group is a concept and P the number of its noised references. In rendering a group is one
+image, with P = 2 samples for guidance (unconditional and conditional) and P = 1 without. N positions (h x w in a
+convolutional layer), m channels, rank r.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from .residual import Residual, check_residual
 
 
 class Localization(Protocol):
-    """Where a layer's residual acts."""
+    """The masks M_i of LAG: where each layer's residual is applied."""
 
     def mask(self, transformer: str) -> Tensor:
-        """[S, N] in [0, 1] over the N positions of the named Transformer2DModel."""
+        """Return the mask, [S, N] in [0, 1], over the positions of the named Transformer2DModel."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidualBank:
-    """G residuals, stacked: a[layer] is [G, m, r], b[layer] is [G, r, m]."""
+    """G residuals, stacked: `a[layer]` is [G, m, r], `b[layer]` is [G, r, m]."""
 
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
@@ -38,7 +39,10 @@ class ResidualBank:
     def stack(
         cls, residuals: Sequence[Residual | None], base: BaseModel, *, rank_fraction: float = 0.05
     ) -> ResidualBank:
-        """Stack residuals on the base model's device in float32; None stands for the zero residual.
+        """Stack residuals in float32 on the base model's device. None is the zero residual.
+
+        Args:
+            rank_fraction: the ranks of the zero residuals if there are no others.
 
         Raises:
             PersresError: a residual does not fit the base model.
@@ -59,21 +63,21 @@ class ResidualBank:
         )
 
     def select(self, slots: Tensor) -> ResidualBank:
-        """The bank whose group g uses this bank's residual number `slots[g]`."""
+        """Return a bank whose group g has this bank's residual `slots[g]`; `slots` is [G'] int64."""
         return ResidualBank(
             {name: factor[slots] for name, factor in self.a.items()},
             {name: factor[slots] for name, factor in self.b.items()},
         )
 
     def to(self, dtype: torch.dtype) -> ResidualBank:
-        """The bank in the UNet's dtype, once for a whole rendering rather than in every pass."""
+        """Return the bank in another dtype: the UNet's, so that no pass has to convert it."""
         return ResidualBank(
             {name: factor.to(dtype) for name, factor in self.a.items()},
             {name: factor.to(dtype) for name, factor in self.b.items()},
         )
 
     def residual(self, group: int) -> Residual:
-        """A copy of one group's residual, on the CPU."""
+        """Return a copy of one group's residual on the CPU."""
         return Residual(
             {name: factor[group].detach().cpu().clone() for name, factor in self.a.items()},
             {name: factor[group].detach().cpu().clone() for name, factor in self.b.items()},
@@ -82,19 +86,19 @@ class ResidualBank:
 
 @contextmanager
 def attached(base: BaseModel, bank: ResidualBank, localization: Localization | None = None) -> Iterator[None]:
-    """While this is open, every target layer computes f = W x + M * (A B x) instead of W x.
+    """Context manager in which every target layer computes f = W x + M * (A B x) instead of W x.
 
-    Without a localization M = 1 everywhere: the plain residual. The frozen weights are never written, so a worker is
-    the same after the thousandth concept as before the first (law 6).
+    Without a localization M = 1. The frozen weights are never written, so that a worker's results do not depend on the
+    concepts that it had before (law 6).
     """
 
     def hook(target: TargetLayer):
-        def after(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             mask = localization.mask(target.transformer) if localization is not None else None
             a, b = bank.a[target.name], bank.b[target.name]
             return add_residuals(output, inputs[0], a, b, channels_first=target.kind == "conv", mask=mask)
 
-        return after
+        return add
 
     handles = [base.layer(target).register_forward_hook(hook(target)) for target in base.target_layers]
     try:
@@ -107,13 +111,13 @@ def attached(base: BaseModel, bank: ResidualBank, localization: Localization | N
 def add_residuals(
     output: Tensor, x: Tensor, a: Tensor, b: Tensor, *, channels_first: bool, mask: Tensor | None = None
 ) -> Tensor:
-    """W x + M * (A B x) with a residual a group, where `output` is W x.
+    """Return f = W x + A (M * (B x)) with one residual per group, where `output` is W x. The equation of LAG.
 
-    M is applied to B x, which has r channels instead of m, and the sum is part of the second product: a mask, and the
-    residual itself, then cost next to nothing beside W x.
+    M is applied to B x, which has r channels instead of m, and the addition is part of the second matrix product, so
+    that mask and residual cost little beside W x.
 
     Args:
-        output, x: [S, m, h, w] if `channels_first`, else [S, N, m]. A channels-last tensor is not copied.
+        output, x: [S, m, h, w] if `channels_first`, else [S, N, m]. Tensors in channels-last layout are not copied.
         a, b: [G, m, r] and [G, r, m], S a multiple of G.
         mask: [S, N], or None for M = 1.
 

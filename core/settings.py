@@ -1,4 +1,4 @@
-"""The base of every settings model: frozen, and strict about names."""
+"""The base class of every settings model."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen group of settings that lives beside the code it steers.
-
-    `not_fingerprinted` names the fields that change speed but not the result; everything else belongs to the
-    fingerprint of what the settings produced.
-    """
+    """A frozen group of settings that rejects unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
+        """Names of the fields that are left out of fingerprints, such as those that change only the speed."""
         return frozenset()
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """The fields that determine a result, as plain JSON values."""
+        """The fields that determine a result, and so belong to its fingerprint, as JSON values."""
         return self.model_dump(mode="json", exclude=set(self.not_fingerprinted()))

@@ -1,10 +1,11 @@
-"""Cross-attention to texts that several samples share, without computing one text's keys and values twice.
+"""Cross-attention to texts that several samples share; a text's keys and values are computed only once.
 
-Shapes: G texts [G, L, D]; S = G x P samples [S, N, C], P consecutive ones reading the same text.
+Shapes: G texts [G, L, D]; S = G P samples [S, N, C], P consecutive samples per text; N positions, C channels, L tokens,
+D the width of the text states, d the width of an attention head.
 
-diffusers' own processors want a copy of the text for every sample and project all of them in every pass. In training
-the P samples of a concept read one prompt, so their positions become one longer sequence of queries; and where V* is
-frozen the prompt never changes, so its keys and values are computed once and kept.
+diffusers' own processors need a copy of the text for every sample and project all copies in every pass. In training,
+the P samples of a concept share one prompt, so their positions are joined to one sequence of P N queries. If V* is
+frozen, the prompts never change, and their keys and values are cached.
 """
 
 from __future__ import annotations
@@ -21,42 +22,42 @@ from .base_model import BaseModel
 
 
 def split_heads(projected: Tensor, heads: int) -> Tensor:
-    """[G, N, heads d] -> [G, heads, N, d]."""
+    """Reshape [G, N, heads d] to [G, heads, N, d]."""
     return projected.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def project_out(attn: Attention, attended: Tensor) -> Tensor:
-    """[G, heads, N, d] -> [G, N, C], through the layer's output projection."""
-    assert attn.to_out is not None  # only attention inside a single-stream model lacks one
+    """Join the heads of [G, heads, N, d] and apply the layer's output projection: [G, N, C]."""
+    assert attn.to_out is not None  # only single-stream models have attention without one
     return attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
 
 
 @dataclass(slots=True, eq=False)
-class TextKeysValues:
-    """One attention layer's keys and values, each [G, heads, L, d]; kept from pass to pass if the text is fixed."""
+class KeyValueCache:
+    """The keys and values of one attention layer, each [G, heads, L, d]; cached only if the text is `fixed`."""
 
-    keep: bool
-    _kept: tuple[Tensor, Tensor] | None = None
+    fixed: bool
+    _cached: tuple[Tensor, Tensor] | None = None
 
-    def of(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `text` [G, L, D]; what was kept is returned without looking at `text`."""
-        if self._kept is not None:
-            return self._kept
+    def get(self, attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cached keys and values if there are any, else those of `text` [G, L, D]."""
+        if self._cached is not None:
+            return self._cached
         assert attn.to_k is not None and attn.to_v is not None  # cross-attention has them
-        found = split_heads(attn.to_k(text), attn.heads), split_heads(attn.to_v(text), attn.heads)
-        if self.keep:
-            self._kept = found
-        return found
+        keys_values = split_heads(attn.to_k(text), attn.heads), split_heads(attn.to_v(text), attn.heads)
+        if self.fixed:
+            self._cached = keys_values
+        return keys_values
 
-    def forget(self) -> None:
-        self._kept = None
+    def clear(self) -> None:
+        self._cached = None
 
 
 class SharedTextAttnProcessor:
-    """A diffusers attention processor for one cross-attention layer that reads G texts instead of S."""
+    """A diffusers attention processor for one cross-attention layer, with G texts for S samples."""
 
-    def __init__(self, keys_values: TextKeysValues) -> None:
-        self.keys_values = keys_values
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.cache = cache
 
     def __call__(
         self,
@@ -68,34 +69,34 @@ class SharedTextAttnProcessor:
     ) -> Tensor:
         grouped = hidden_states.reshape(encoder_hidden_states.shape[0], -1, hidden_states.shape[2])  # [G, P N, C]
         query = split_heads(attn.to_q(grouped), attn.heads)
-        key, value = self.keys_values.of(attn, encoder_hidden_states)
+        key, value = self.cache.get(attn, encoder_hidden_states)
         attended = F.scaled_dot_product_attention(query, key, value)
         return project_out(attn, attended).view(hidden_states.shape)
 
 
 @dataclass(slots=True, eq=False)
 class SharedText:
-    """One text a group of samples, for every cross-attention layer of a UNet.
+    """The key-value caches of a UNet's cross-attention layers, for one text per group of samples.
 
     Args:
-        fixed: the texts do not change between passes, except after `forget`.
+        fixed: whether the texts stay the same from pass to pass, until `clear_cache`.
     """
 
     base: BaseModel
     fixed: bool
-    _by_layer: dict[str, TextKeysValues] = field(default_factory=dict)
+    _by_layer: dict[str, KeyValueCache] = field(default_factory=dict)
 
-    def forget(self) -> None:
-        """A text has changed: keys and values are computed again in the next pass."""
-        for keys_values in self._by_layer.values():
-            keys_values.forget()
+    def clear_cache(self) -> None:
+        """Compute keys and values anew in the next pass, because a text has changed."""
+        for cache in self._by_layer.values():
+            cache.clear()
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
-        """While this is open, the UNet takes `encoder_hidden_states` [G, L, D] for S = G x P samples."""
+    def attached(self) -> Iterator[None]:
+        """Context manager in which the UNet takes `encoder_hidden_states` [G, L, D] for S = G P samples."""
         processors = dict(self.base.unet.attn_processors)
         shared = {
-            name: SharedTextAttnProcessor(self._by_layer.setdefault(name, TextKeysValues(self.fixed)))
+            name: SharedTextAttnProcessor(self._by_layer.setdefault(name, KeyValueCache(self.fixed)))
             for name in processors
             if name.endswith(".attn2.processor")
         }

@@ -1,6 +1,6 @@
-"""What the UNet is told about the prompts: text states, and for Stable Diffusion XL also pooled states and a size.
+"""The text conditioning of the UNet: text states, and for Stable Diffusion XL also pooled states and the image size.
 
-Shapes: P prompts, L tokens, D the width of the states (of both encoders side by side in SDXL), E of the pooled state.
+Shapes: P prompts, L tokens, D the width of the states (in SDXL of both encoders together), E of the pooled state.
 """
 
 from __future__ import annotations
@@ -18,35 +18,40 @@ from .identifier_token import TokenizedPrompt, encode_prompts, tokenize
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextConditioning:
-    """`states` [P, L, D], and `pooled` [P, E], None where the base model has one text encoder."""
+    """The text states of P prompts.
+
+    Attributes:
+        states: [P, L, D].
+        pooled: [P, E], or None if the base model has one text encoder.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
 
     def repeat(self, count: int) -> TextConditioning:
-        """Every prompt `count` times, side by side."""
+        """Repeat every prompt `count` times, one after the other: [P count, L, D]."""
         pooled = None if self.pooled is None else self.pooled.repeat_interleave(count, dim=0)
         return TextConditioning(self.states.repeat_interleave(count, dim=0), pooled)
 
-    def put(self, row: int, other: TextConditioning) -> None:
-        """Write another's only prompt over one of ours."""
+    def replace_row(self, row: int, other: TextConditioning) -> None:
+        """Overwrite the prompt at `row`, in place, by the single prompt of `other`."""
         self.states[row] = other.states[0]
         if self.pooled is not None and other.pooled is not None:
             self.pooled[row] = other.pooled[0]
 
     def paired_with(self, conditional: TextConditioning) -> TextConditioning:
-        """(ours, theirs), (ours, theirs), …: this one prompt as the unconditional half of every other."""
+        """Interleave this single (unconditional) prompt with each conditional one: [2 P, L, D]."""
         return TextConditioning(
             _paired(self.states, conditional.states),
             None if self.pooled is None or conditional.pooled is None else _paired(self.pooled, conditional.pooled),
         )
 
     def unet_arguments(self, samples: int, height: int, width: int) -> dict[str, Any]:
-        """The keyword arguments that carry this to a UNet.
+        """Return the keyword arguments of a UNet's forward pass.
 
         Args:
-            samples: S, a multiple of P; consecutive samples read the same prompt. The states are not copied for them.
-            height, width: of the picture in pixels, which SDXL is told.
+            samples: S, a multiple of P; consecutive samples have the same prompt. The states keep their P rows.
+            height, width: the image's size in pixels, an input of SDXL.
         """
         if self.pooled is None:
             return {"encoder_hidden_states": self.states}
@@ -60,22 +65,22 @@ class TextConditioning:
 def encode_text(
     base: BaseModel, prompts: Sequence[TokenizedPrompt], identifiers: Tensor | None = None
 ) -> TextConditioning:
-    """Run prompts through the base model's text encoder, or both of them.
+    """Encode prompts with the base model's text encoder, or with both of them.
 
     Args:
-        identifiers: as for `encode_prompts`; gradients flow to them. SDXL's second encoder always reads V*'s own word.
+        identifiers: as for `encode_prompts`. SDXL's second encoder always uses its own embedding of V*.
     """
     first = encode_prompts(base, prompts, identifiers)
     if base.text_encoder_2 is None or base.tokenizer_2 is None:
         return TextConditioning(first)
-    # The second tokenizer has the same words and pads with another one.
+    # The second tokenizer has the same vocabulary and another padding token.
     ids = torch.tensor([tokenize(base.tokenizer_2, prompt.text).ids for prompt in prompts], device=base.device)
     second = base.text_encoder_2(ids, output_hidden_states=True)
     return TextConditioning(torch.cat((first, second.hidden_states[-2]), dim=-1), second.text_embeds)
 
 
 def encode_negative(base: BaseModel, text: str) -> TextConditioning:
-    """One negative prompt. The empty one is zeros where the model was trained so, as SDXL was."""
+    """Encode one negative prompt. For SDXL the empty prompt is all zeros, as in its training."""
     encoded = encode_text(base, [tokenize(base.tokenizer, text)])
     if text or base.text_encoder_2 is None:
         return encoded

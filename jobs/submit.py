@@ -1,12 +1,12 @@
-"""A run from end to end: plan, lease, workers, accounting, report. The commands `submit` and `demo` both are this."""
+"""A run from start to end: plan, lease, workers, summary, report. `submit` and `demo` call `submit_local`."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,55 +14,60 @@ import numpy as np
 from rich.console import Console
 
 from ..core.errors import PersresError, StoreError
-from ..pipeline.catalog.commit_record import ShardCommit
+from ..core.exit_codes import ExitCode
+from ..core.timing import DRIVER_STORE_RETRY_S, WAIT_NOTICE_INTERVAL_S
+from ..pipeline.catalog.commit_record import CommittedConcept, ShardCommit
 from ..pipeline.catalog.index import COMPACT_AFTER, compact, read_committed
+from ..pipeline.catalog.layout import AttemptPaths
 from ..pipeline.catalog.lease import Lease, LeaseState, hold_lease, owner_here
 from ..pipeline.catalog.store import CatalogStore
 from ..pipeline.maintenance.forget import forget
-from ..pipeline.manifest.row import without_credentials
 from ..pipeline.planning.plan import RunPlan, Shard, make_shards
 from ..pipeline.planning.prepare import PreparedRun, prepare_run
 from ..pipeline.references.images import load_references
-from ..pipeline.run.documents import RunFolder
-from ..pipeline.run.log import LogFormat, RunEvent, RunLog, event_printer
+from ..pipeline.run.documents import RunDocuments
+from ..pipeline.run.log import RunEvent, RunLog
 from ..pipeline.run.run_id import new_run_id
-from ..pipeline.run.state import STOPPED
-from ..pipeline.run.stop_file import StopWord, heeding_catalog
+from ..pipeline.run.run_status import STOPPED_PREFIX
+from ..pipeline.run.stop_file import StopFile, watch_stop_file
 from ..pipeline.run.summary import RunSummary, account_for
+from ..pipeline.spec.prices import Prices
 from ..pipeline.spec.run_spec import RunSpec
-from ..pipeline.timing import DRIVER_STORE_RETRY_S, WAIT_NOTICE_INTERVAL_S
-from .cluster.code import versions_here
-from .cluster.placement import WhereToRun, workplace
+from ..pipeline.storage.uri import without_credentials
+from .cluster.code import installed_versions
+from .cluster.placement import Placement, connect_ray
 from .cluster.run_jobs import JobMetadata
+from .driver.observer import Observers
 from .driver.progress import RunOutcome
-from .observe.display import Pace, RunDisplay, counting
-from .observe.model_progress import fetch_planned
-from .observe.observer import RunWatch, tell_end, tell_plan
-from .observe.run_books import RunBooks
-from .observe.signals import StopRequest, heeding_signals
+from .observe.display import RunDisplay, progress_bar
+from .observe.event_printer import LogFormat, event_printer
+from .observe.log_observer import LogObserver, log_run_end, log_run_start
+from .observe.model_progress import fetch_planned_models
+from .observe.recorder import RunRecorder
+from .observe.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from .driver.shard_queue import ShardAttempt
 
-PACK_BEFORE_MEASURING = 8
-"""Shards are cut to whole packs of this size where the workers have yet to measure how large theirs are."""
+ASSUMED_PACK_SIZE = 8
+"""With `pack_size: auto`, which the workers measure later, shards are cut to whole packs of this size."""
 
 
 class RunStopped(PersresError):
-    """Somebody stopped the run; what was committed is kept."""
+    """The run was stopped by a signal or by `persres-batch stop`; what was committed is kept."""
 
-    exit_code = 130
-
-    def __init__(self, message: str, *, request: StopRequest) -> None:
+    def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.INTERRUPTED) -> None:
         super().__init__(message, fix="submit again, which does only what is missing")
-        self.exit_code = request.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """How a run ended. `report` is where its page lies; None when there was nothing to do and nothing was written.
+    """A run that has ended.
 
-    `pruned` counts the concepts that were forgotten because the manifest no longer lists them.
+    Attributes:
+        report: the URI of its report; None if there was nothing to do, and so nothing was written.
+        pruned: how many concepts were forgotten because the manifest no longer lists them.
     """
 
     summary: RunSummary
@@ -75,7 +80,7 @@ def submit_local(
     spec: RunSpec,
     catalog_uri: str,
     *,
-    where: WhereToRun | None = None,
+    placement: Placement | None = None,
     wait: bool = False,
     prune: bool = False,
     console: Console | None = None,
@@ -83,292 +88,295 @@ def submit_local(
     on_run: Callable[[str], None] = lambda run_id: None,
     log_format: LogFormat = "text",
 ) -> FinishedRun:
-    """Bring a catalog up to date with a manifest, and wait until that is done.
+    """Bring a catalog up to date with a manifest. Blocks until that is done.
 
-    A run that has nothing to do starts no Ray and writes nothing.
+    If there is nothing to do, no Ray is started and nothing is written.
 
     Args:
         wait: while another run holds the catalog, wait for it to end.
         prune: at the end, forget the concepts that the manifest no longer lists.
-        console: where progress is shown; standard error by default.
-        run_id: the run's name, as `later_run_id` makes it; by default a new one. It gets a later one, and says so, if
-            the catalog has seen a run that began after it: readers believe the latest.
-        on_run: told the run's id as soon as it holds the catalog, and so will leave its documents there.
-        log_format: what is printed on the console: lines and a bar for people, or every event as a line of JSON.
+        console: shows progress; standard error by default.
+        run_id: an id made by `later_run_id`; a new one by default. If the catalog has a run with a later id, whose
+            results readers would prefer, the run gets a new id and reports it.
+        on_run: called with the run's id once it holds the catalog, where it will write its documents.
+        log_format: what is printed on the console: a bar and lines for people, or every event as a line of JSON.
 
     Raises:
         InvalidInput: the manifest or the spec cannot be used; nothing was started.
         CatalogHeld: another run holds the catalog.
-        RunStopped: interrupted, by Ctrl-C or a termination signal.
-        PersresError: the run cannot go on, because the store or every worker fails.
+        RunStopped: stopped by a signal or by `persres-batch stop`.
+        PersresError: the run failed, because of the store or because no worker starts.
     """
     console = console or Console(stderr=True)
-    on_event = event_printer(console, log_format)
     submission = _Submission(
-        manifest_uri,
-        spec,
-        absolute_uri(catalog_uri),
-        where or WhereToRun(),
-        prune,
-        console if log_format == "text" else Console(quiet=True, force_terminal=False),
-        run_id,
-        on_run,
-        on_event,
+        manifest_uri=manifest_uri,
+        spec=spec,
+        catalog_uri=absolute_uri(catalog_uri),
+        placement=placement or Placement(),
+        wait=wait,
+        prune=prune,
+        run_id=run_id,
+        on_run=on_run,
+        console=console if log_format == "text" else Console(quiet=True, force_terminal=False),
+        on_event=event_printer(console, log_format),
     )
-    with heeding_signals() as stop:
+    with stop_on_signals() as stop:
         try:
-            return submission.carry_out(stop, wait=wait)
+            return submission.execute(stop)
         except KeyboardInterrupt:
-            raise RunStopped("stopped before any work was started", request=stop) from None
+            raise RunStopped("stopped before any work was started", exit_code=stop.exit_code) from None
 
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
-    """What somebody asked for, and how to tell them what is going on: bars on `console`, all else by `on_event`."""
+    """The arguments of `submit_local`. Bars are shown on `console`, all other output goes to `on_event`."""
 
     manifest_uri: str
     spec: RunSpec
     catalog_uri: str
-    where: WhereToRun
+    placement: Placement
+    wait: bool
     prune: bool
+    run_id: str | None
+    on_run: Callable[[str], None]
     console: Console
-    run_id: str | None = None
-    on_run: Callable[[str], None] = lambda run_id: None
-    on_event: Callable[[RunEvent], None] = lambda event: None
+    on_event: Callable[[RunEvent], None]
 
-    def carry_out(self, stop: StopRequest, *, wait: bool) -> FinishedRun:
-        started = time.monotonic()
-        store = CatalogStore(self.catalog_uri)
+    def execute(self, stop: StopRequest) -> FinishedRun:
+        """Plan, and if there is something to do, acquire the lease and execute the run."""
+        recorder, store = RunRecorder(), CatalogStore(self.catalog_uri)
         committed = read_committed(store)
-        with counting(self.console, "reading references") as on_digest:
+        with progress_bar(self.console, "reading references") as on_digest:
             prepared = prepare_run(self.manifest_uri, self.spec, committed, on_digest=on_digest)
         for warning in prepared.warnings:
-            self.say(f"warning: {warning}")
+            self.notice(f"warning: {warning}")
         plan, ttl_s = prepared.plan(committed), self.spec.recovery.lease_seconds
-        while self._has_anything_to_do(plan):
-            run_id = self._name(store)
-            on_held = _WaitNotice(self.say) if wait else None
+        while self._has_work(plan):
+            run_id = self._choose_run_id(store)
+            on_held = _HolderNotices(self.notice) if self.wait else None
             with hold_lease(store, run_id, owner_here(), ttl_s, wait=on_held) as lease:
                 if store.run_ids()[-1:] > [run_id]:
-                    continue  # a run that began while this one waited: readers would believe its results, not ours
+                    continue  # a later run began while this one waited: readers would prefer its results
                 if lease.warning:
-                    self.say(f"warning: {lease.warning}")
-                # Planned again, since the run that held the catalog until now may have done some of it.
+                    self.notice(f"warning: {lease.warning}")
+                # Planned again, because the previous holder may have done some of it.
                 plan = prepared.plan(read_committed(store))
-                if self._has_anything_to_do(plan):
-                    if self.run_id not in (None, run_id):
-                        self.say(f"run {self.run_id} is now {run_id}: the catalog has seen a run that began later")
-                    self.on_run(run_id)
-                    return self._run(run_id, prepared, plan, lease, stop, RunBooks(started))
-        return FinishedRun(_nothing_done(plan, self._name(store), time.monotonic() - started), None)
+                if self._has_work(plan):
+                    return self._execute_run(run_id, prepared, plan, lease, stop, recorder)
+        idle = _summarize(plan, {}, _NO_OUTCOME, recorder, run_id=self._choose_run_id(store), prices=self.spec.prices)
+        return FinishedRun(idle, None)
 
-    def say(self, text: str) -> None:
-        RunLog(None, self.run_id or "", self.on_event).tell("notice", text)
+    def notice(self, text: str) -> None:
+        """Report something outside of the run's log."""
+        RunLog(None, self.run_id or "", self.on_event).emit("notice", text)
 
-    def _run(
+    def _execute_run(
         self,
         run_id: str,
         prepared: PreparedRun,
         plan: RunPlan,
         lease: Lease,
         stop: StopRequest,
-        books: RunBooks,
+        recorder: RunRecorder,
     ) -> FinishedRun:
-        store = CatalogStore(self.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)
+        if self.run_id not in (None, run_id):
+            self.notice(f"run {self.run_id} is now {run_id}: the catalog has a run that began later")
+        self.on_run(run_id)
+        store = CatalogStore(self.catalog_uri, retry_s=DRIVER_STORE_RETRY_S)
         with RunLog(store, run_id, self.on_event) as log:
-            return _Run(self, run_id, prepared, plan, lease, stop, books, log).carry_out()
+            return _Run(self, run_id, prepared, plan, lease, stop, recorder, log).execute()
 
-    def _name(self, store: CatalogStore) -> str:
-        """What the run is called: as somebody has decided, while no run of the catalog sorts after that."""
+    def _choose_run_id(self, store: CatalogStore) -> str:
+        """The requested run id, unless the catalog has a later one; else a new one."""
         if self.run_id is not None and store.run_ids()[-1:] < [self.run_id]:
             return self.run_id
         return new_run_id(store)
 
-    def _has_anything_to_do(self, plan: RunPlan) -> bool:
+    def _has_work(self, plan: RunPlan) -> bool:
         return bool(plan.has_work or plan.failures or (self.prune and plan.removed))
 
 
-class _WaitNotice:
-    """Says who holds the catalog that a run waits for: at once, when that changes, and now and then."""
+class _HolderNotices:
+    """Reports who holds the catalog that a run waits for: first, when it changes, and every minute."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
         self._token = ""
-        self._said = float("-inf")
+        self._noticed_at = float("-inf")
 
     def __call__(self, holder: LeaseState) -> None:
-        if holder.token == self._token and time.monotonic() - self._said < WAIT_NOTICE_INTERVAL_S:
+        if holder.token == self._token and time.monotonic() - self._noticed_at < WAIT_NOTICE_INTERVAL_S:
             return
-        self._token, self._said = holder.token, time.monotonic()
+        self._token, self._noticed_at = holder.token, time.monotonic()
         since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self._say(f"waiting for run {holder.run_id} of {holder.owner}, which holds the catalog since {since}")
+        self._notice(f"waiting for run {holder.run_id} of {holder.owner}, which has held the catalog since {since}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     """A run that holds its catalog."""
 
-    asked: _Submission
+    submission: _Submission
     run_id: str
     prepared: PreparedRun
     plan: RunPlan
     lease: Lease
     stop: StopRequest
-    books: RunBooks
+    recorder: RunRecorder
     log: RunLog
-    incidents: list[str] = field(default_factory=list)
-    watches: list[RunWatch] = field(default_factory=list)
 
-    def carry_out(self) -> FinishedRun:
-        store = CatalogStore(self.asked.catalog_uri, patience_s=self.asked.spec.recovery.store_patience_seconds)
+    def execute(self) -> FinishedRun:
+        """Execute the plan and write the run's documents; also if it is stopped or fails."""
+        store_retry_s = self.submission.spec.recovery.store_patience_seconds
+        store = CatalogStore(self.submission.catalog_uri, retry_s=store_retry_s)
         try:
-            with heeding_catalog(store, self.run_id, self._asked_to_stop):
-                return self._carry_out(store)
+            with watch_stop_file(store, self.run_id, self._on_stop_file):
+                return self._execute_plan(store)
         except KeyboardInterrupt:
             error = self._stopped()
-            self._leave_word(error)
+            self._record_abort(error)
             raise error from None
         except Exception as error:
-            self._leave_word(error)
+            self._record_abort(error)
             raise
 
-    def _carry_out(self, store: CatalogStore) -> FinishedRun:
-        asked, folder = self.asked, RunFolder(store, self.run_id)
-        manifest, job = without_credentials(asked.manifest_uri), os.environ.get("PERSRES_JOB")
-        folder.write_plan(manifest, asked.spec, self.plan, prune=asked.prune, job=job)
-        tell_plan(self.log, self.plan, manifest=manifest, base_model=asked.spec.base_model)
-        outcome = self._work() if self.plan.has_work else None
-        if outcome is not None and outcome.left:
+    def _execute_plan(self, store: CatalogStore) -> FinishedRun:
+        documents = RunDocuments(store, self.run_id)
+        self._record_start(documents)
+        outcome = self._run_workers() if self.plan.has_work else _NO_OUTCOME
+        if outcome.left:
             raise self._stopped()
-        summary = account_for(
-            self.plan,
-            read_committed(store),
-            outcome.failures if outcome else (),
-            run_id=self.run_id,
-            seconds=outcome.seconds if outcome else {},
-            ready_seconds=outcome.ready_seconds if outcome else 0.0,
-            wall_seconds=round(time.monotonic() - self.books.started, 3),
-            workers=outcome.workers if outcome else 0,
-            versions=versions_here(),
-            measured=self.books.measured,
-            start_seconds=self.books.start_seconds,
-            prices=asked.spec.prices,
-        )
+        prices = self.submission.spec.prices
+        committed = read_committed(store)
+        summary = _summarize(self.plan, committed, outcome, self.recorder, run_id=self.run_id, prices=prices)
         pruned = self._prune(store)
-        report = folder.write_end(summary, self.incidents, self._references())
-        tell_end(self.log, summary, report)
+        report = documents.write_end(summary, self.recorder.incidents, self._reference_loader())
+        log_run_end(self.log, summary, report)
         try:
             compact(store, after=COMPACT_AFTER)
-        except StoreError as error:  # the results are committed, and the next run folds their records
-            asked.say(f"warning: {error}")
+        except StoreError as error:  # the results are committed, and the next run compacts their records
+            self.submission.notice(f"warning: {error}")
         return FinishedRun(summary, report, pruned)
 
-    def _work(self) -> RunOutcome:
-        asked, spec = self.asked, self.asked.spec
-        if not asked.where.join_cluster:  # the workers will be on this machine, and here somebody sees how it goes
-            fetch_planned(spec, self.prepared.base, self.prepared.scorer, asked.console)
-        metadata = JobMetadata.here(self.run_id, asked.manifest_uri, asked.catalog_uri)
-        with workplace(asked.where, spec, metadata=metadata.to_ray(), say=asked.say) as place, self.stop.orderly():
-            from .cluster.nodes import resources_in_words  # Ray reads its environment when it is imported
-            from .driver.gpu_worker import worker_maker
+    def _record_start(self, documents: RunDocuments) -> None:
+        spec, prune = self.submission.spec, self.submission.prune
+        manifest, job = without_credentials(self.submission.manifest_uri), os.environ.get("PERSRES_JOB")
+        documents.write_plan(manifest, spec, self.plan, prune=prune, job=job)
+        log_run_start(self.log, self.plan, manifest=manifest, base_model=spec.base_model)
+
+    def _run_workers(self) -> RunOutcome:
+        submission, spec, prepared = self.submission, self.submission.spec, self.prepared
+        if not submission.placement.join_cluster:  # workers on this machine would fetch them without a progress bar
+            fetch_planned_models(spec, prepared.base, prepared.scorer, submission.console)
+        metadata = JobMetadata.here(self.run_id, submission.manifest_uri, submission.catalog_uri).to_ray()
+        connect = connect_ray(submission.placement, spec, metadata=metadata, notify=submission.notice)
+        with connect as connection, self.stop.graceful():
+            from .cluster.nodes import describe_resources  # Ray reads its environment when it is imported
+            from .driver.gpu_worker import worker_factory
             from .driver.run_shards import run_shards
             from .observe.metrics import RunMetrics
 
-            make_worker = worker_maker(
+            make_worker = worker_factory(
                 spec,
-                self.prepared.base,
-                self.prepared.scorer,
-                catalog_uri=asked.catalog_uri,
+                prepared.base,
+                prepared.scorer,
+                catalog_uri=submission.catalog_uri,
                 run_id=self.run_id,
-                device=place.device,
+                device=connection.device,
             )
-            total = len(self.plan.train) + len(self.plan.render_only)
-            with RunDisplay(asked.console, total) as display:
-                watch = RunWatch(display, RunMetrics(self.run_id), self.log, self.books, Pace(total), self.incidents)
-                self.watches.append(watch)
+            with RunDisplay(submission.console, _count_work(self.plan)) as display:
                 return run_shards(
-                    shards_of(self.plan, spec, place.workers()),
+                    split_into_shards(self.plan, spec, connection.workers()),
                     make_worker=make_worker,
-                    workers=place.workers,
+                    workers=connection.workers,
                     recovery=spec.recovery,
-                    on_progress=watch.progress,
-                    on_incident=watch.incident,
-                    on_notice=watch.notice,
-                    on_start=watch.shard_started,
-                    on_shard=watch.shard_ended,
-                    check=self.lease.check,
-                    may_start=self.lease.is_certain,
-                    stop_asked=lambda: bool(self.stop),
-                    capacity=lambda: resources_in_words(place.device),
-                    find_commit=self._commit_of,
+                    observer=Observers(self.recorder, RunMetrics(self.run_id), display, LogObserver(self.log)),
+                    lease=self.lease,
+                    stop_requested=lambda: bool(self.stop),
+                    capacity=lambda: describe_resources(connection.device),
+                    find_commit=self._find_commit,
                 )
 
-    def _commit_of(self, attempt: ShardAttempt) -> ShardCommit | None:
-        store = CatalogStore(self.asked.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)  # the driver must not stand still
-        path = store.commit_record(self.run_id, attempt.shard.shard_id, attempt.attempt)
+    def _find_commit(self, attempt: ShardAttempt) -> ShardCommit | None:
+        store = CatalogStore(self.submission.catalog_uri, retry_s=DRIVER_STORE_RETRY_S)
+        path = AttemptPaths(self.run_id, attempt.shard.shard_id, attempt.attempt).record
         return ShardCommit.from_json(store.read(path), path=path) if store.exists(path) else None
 
     def _prune(self, store: CatalogStore) -> int:
-        """Forget what the manifest no longer lists, if asked to: before the report is made, which would show it."""
-        if not (self.asked.prune and self.plan.removed):
+        """Forget what the manifest no longer lists, if requested; before the report is made, which would show it."""
+        if not (self.submission.prune and self.plan.removed):
             return 0
-        with counting(self.asked.console, "forgetting") as on_progress:
+        with progress_bar(self.submission.console, "forgetting") as on_progress:
             forget(store, self.plan.removed, on_progress=on_progress, check=self.lease.check)
         return len(self.plan.removed)
 
-    def _references(self) -> Callable[[str], Sequence[np.ndarray]]:
+    def _reference_loader(self) -> Callable[[str], Sequence[np.ndarray]]:
         rows = {concept.concept_id: concept.row for concept in self.prepared.planned}
 
-        def references(concept_id: str) -> Sequence[np.ndarray]:
+        def load(concept_id: str) -> Sequence[np.ndarray]:
             row = rows.get(concept_id)
-            return load_references(row, self.asked.spec.references) if row else ()
+            return load_references(row, self.submission.spec.references) if row else ()
 
-        return references
+        return load
 
-    def _asked_to_stop(self, word: StopWord) -> None:
-        self.log.tell("notice", f"{word.by} wants this run to stop, since {word.at}")
-        self.stop.ask()
+    def _on_stop_file(self, stop_file: StopFile) -> None:
+        self.log.emit("notice", f"{stop_file.by} requested a stop of this run at {stop_file.at}")
+        self.stop.set()
 
     def _stopped(self) -> RunStopped:
-        """What to tell somebody who has stopped this run."""
-        latest = self.watches[-1].latest if self.watches else None
-        done = latest.committed if latest else 0
-        work = len(self.plan.train) + len(self.plan.render_only)
-        return RunStopped(
-            f"{STOPPED} {self.run_id} with {done} of {work} concepts done and committed", request=self.stop
-        )
+        done, work = self.recorder.committed, _count_work(self.plan)
+        text = f"{STOPPED_PREFIX} {self.run_id} with {done} of {work} concepts done and committed"
+        return RunStopped(text, exit_code=self.stop.exit_code)
 
-    def _leave_word(self, error: BaseException) -> None:
-        """What happened is in the run's folder also where the run did not come to its end, if the store takes it."""
+    def _record_abort(self, error: BaseException) -> None:
+        """Write why the run was stopped or failed to its log and documents, if the store accepts it."""
         stopped = isinstance(error, RunStopped)
-        self.log.tell("run_stopped" if stopped else "run_failed", str(error), level="warning" if stopped else "error")
-        store = CatalogStore(self.asked.catalog_uri, patience_s=DRIVER_STORE_RETRY_S)
+        self.log.emit("run_stopped" if stopped else "run_failed", str(error), level="warning" if stopped else "error")
+        store = CatalogStore(self.submission.catalog_uri, retry_s=DRIVER_STORE_RETRY_S)
         with suppress(StoreError):
-            RunFolder(store, self.run_id).write_abort(self.plan.failures, self.incidents, str(error))
+            RunDocuments(store, self.run_id).write_abort(self.plan.failures, self.recorder.incidents, str(error))
 
 
 def absolute_uri(uri: str) -> str:
-    """A local path made absolute, for workers start elsewhere; a URI stays as it is."""
+    """Make a local path absolute, because workers have another working directory; a URI is returned unchanged."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def shards_of(plan: RunPlan, spec: RunSpec, workers: int) -> list[Shard]:
-    """A plan's shards, as so many workers share them."""
-    asked = spec.training.pack_size
+def split_into_shards(plan: RunPlan, spec: RunSpec, workers: int) -> list[Shard]:
+    """The shards of a plan, sized for a number of workers."""
+    pack_size = spec.training.pack_size
     return make_shards(
-        plan, spec.shard_size, workers=workers, pack_size=PACK_BEFORE_MEASURING if asked == "auto" else asked
+        plan, spec.shard_size, workers=workers, pack_size=ASSUMED_PACK_SIZE if pack_size == "auto" else pack_size
     )
 
 
-def _nothing_done(plan: RunPlan, run_id: str, wall_seconds: float) -> RunSummary:
+_NO_OUTCOME = RunOutcome((), (), {}, 0.0, ())
+
+
+def _summarize(
+    plan: RunPlan,
+    committed: Mapping[str, CommittedConcept],
+    outcome: RunOutcome,
+    recorder: RunRecorder,
+    *,
+    run_id: str,
+    prices: Prices,
+) -> RunSummary:
     return account_for(
         plan,
-        {},
-        (),
+        committed,
+        outcome.failures,
         run_id=run_id,
-        seconds={},
-        ready_seconds=0.0,
-        wall_seconds=round(wall_seconds, 3),
-        workers=0,
-        versions=versions_here(),
+        seconds=outcome.seconds,
+        ready_seconds=outcome.ready_seconds,
+        wall_seconds=recorder.elapsed_seconds,
+        workers=outcome.workers,
+        versions=installed_versions(),
+        measured=recorder.measured,
+        start_seconds=recorder.start_seconds,
+        prices=prices,
     )
+
+
+def _count_work(plan: RunPlan) -> int:
+    return len(plan.train) + len(plan.render_only)

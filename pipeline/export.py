@@ -1,4 +1,4 @@
-"""A committed concept as files that other programs load: a LoRA for diffusers, one for ComfyUI and A1111, and V*."""
+"""Export a committed concept to files that other programs load: LoRAs for diffusers and for ComfyUI/A1111, and V*."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from .models.resolve import pinned_revision, resolve_model
 
 
 def export_concept(store: CatalogStore, committed: CommittedConcept, out: Path) -> list[Path]:
-    """Write a concept's residual into the folder `out`/<concept id>; returns the files.
+    """Write a concept's residual as LoRA files, and its V* if trained, to the folder `out`/<concept id>.
 
-    V* is written as `<concept id>`, in angle brackets, so that embeddings of several concepts can be loaded together.
+    The token of V* is the concept id in angle brackets, so that several concepts can be loaded together.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        InvalidInput: the base model it was trained on, whose configuration names the layers, cannot be found.
+        InvalidInput: the base model, whose configuration gives the names of the layers, cannot be found.
         StoreError: the catalog cannot be read.
     """
     row = read_residual_row(store, committed)

@@ -1,36 +1,38 @@
-"""One shard, from rows to a commit: load -> train -> render -> score -> commit. The file to read first.
+"""Execute one shard: load -> pack and train -> render -> score -> commit. The file to read first.
 
-A concept that cannot be done becomes a ConceptFailure on the way and its shard-mates go on; only what is nobody's fault
-but the machine's leaves this file as an exception.
+A concept that cannot be done becomes a ConceptFailure, and its shard-mates go on. Only errors that are not a concept's
+fault, such as those of the store or the device, leave `personalize_shard` as exceptions.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..core.base_model import BaseModel
 from ..core.concept import derive_seed, expand_template
 from ..core.errors import ConceptError, ConceptFailure, PersresError
 from ..core.latents import encode_references
-from ..core.quality_scores import QualityScores, score_renderings
 from ..core.residual import Residual
 from ..core.sampling.lag_sampling import Rendering, RenderRequest, render
+from ..core.scoring.quality_scores import QualityScores, score_renderings
 from ..core.training.residual_training import TrainedResidual, is_out_of_memory, train_residuals
 from ..core.training.settings import TrainingSettings
 from ..core.training.training_pack import TrainingRequest
 from .catalog.commit_record import Measured
 from .catalog.store import CatalogStore
 from .planning.plan import Shard
-from .planning.throughput import batches_of, pace_of, pack_steps
+from .planning.throughput import batch_count, pack_steps, throughput_key
 from .shard.commit import commit_shard
 from .shard.loading import LoadedConcept, load_shard
-from .shard.pack_size import device_name
+from .shard.pack_size import device_kind
 from .shard.personalizer import Personalizer
 from .shard.rows import rendering_row, residual_row
 from .shard.stages import ShardStages
-from .shard.work import ShardProgress, ShardSummary, ShardWork
+from .shard.summary import ShardProgress, ShardSummary
+from .shard.work import ShardWork
 from .spec.run_spec import RunSpec
 
 
@@ -45,29 +47,31 @@ def personalize_shard(
     stages: ShardStages,
     on_progress: Callable[[ShardProgress], None] = lambda progress: None,
 ) -> ShardSummary:
-    """Carry out one attempt at a shard and commit it.
+    """Execute one attempt at a shard and commit its results.
 
     Args:
-        stages: the worker's. Shards that are given the same ones, each in a thread of its own, overlap: the next is
-            loaded and the last is committed while one is on the device. What they give does not depend on that.
-        on_progress: called from whatever thread the shard is in.
+        store: the catalog.
+        attempt: a name that no other attempt at this shard in this run has.
+        stages: the worker's stages. Shards that share them, each in a thread of its own, overlap: one is loaded and
+            another committed while a third is on the device. Their results do not depend on it.
+        on_progress: called from the thread of the shard's current stage.
 
     Raises:
-        StoreError: the object store failed; the attempt left nothing that a reader sees.
-        WorkerSpoilt: an error of another shard on this worker came first; this one was not tried.
-        PersresError: the device is too small for the run's settings, whatever the shard.
+        StoreError: a store failed in spite of retries. Readers of the catalog see nothing of the attempt.
+        WorkerCorrupted: another shard raised an error on this worker before this one had left the device.
+        PersresError: the device has too little memory for the run's settings.
     """
     work = ShardWork(shard, spec, on_progress)
-    return stages.pass_through(
+    return stages.run_shard(
         lambda: _load(work, personalizer, store),
-        lambda loaded: _work_on_device(work, personalizer, loaded),
+        lambda loaded: _train_render_score(work, personalizer, loaded),
         lambda results: _commit(work, personalizer, store, results, run_id, attempt),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Results:
-    """What the device worked out, by concept id; every rendering has its scores, or None, at the same place."""
+    """The results of the device stage, by concept id. `scores` has one entry per rendering, None without a scorer."""
 
     trained: Mapping[str, TrainedResidual]
     renderings: Mapping[str, Sequence[Rendering]]
@@ -80,7 +84,7 @@ def _load(work: ShardWork, personalizer: Personalizer, store: CatalogStore) -> l
         return load_shard(work, personalizer, store)
 
 
-def _work_on_device(work: ShardWork, personalizer: Personalizer, loaded: Sequence[LoadedConcept]) -> _Results:
+def _train_render_score(work: ShardWork, personalizer: Personalizer, loaded: Sequence[LoadedConcept]) -> _Results:
     trained: dict[str, TrainedResidual] = {}
     pack_size = personalizer.pack_size
     with work.phase("train"):
@@ -99,50 +103,52 @@ def _work_on_device(work: ShardWork, personalizer: Personalizer, loaded: Sequenc
 def _train(
     work: ShardWork, personalizer: Personalizer, loaded: Sequence[LoadedConcept]
 ) -> tuple[dict[str, TrainedResidual], int]:
-    """Train all concepts, packed; by concept id, and the pack size that it ended with."""
-    base, settings = personalizer.base, work.spec.training
-    sizes = [personalizer.pack_size]
-    all_iterations = sum(_iterations_of(settings, one.residual) for one in loaded)
+    """Train all concepts in packs. Returns the residuals by concept id, and the pack size with which training ended."""
+    settings, pack_size = work.spec.training, personalizer.pack_size
+    all_iterations = sum(_iterations(settings, one.residual) for one in loaded)
 
-    def requests() -> Iterator[TrainingRequest]:
-        for one in loaded:
-            concept = one.concept
-            try:
-                latents = encode_references(base, concept.references, mirrored=settings.mirror)
-            except ConceptError as error:
-                work.fail(ConceptFailure.of(concept.concept_id, error))
-                continue
-            yield TrainingRequest(concept.concept_id, concept.macro_class, concept.seed, latents, start=one.residual)
-
-    def smaller(size: int) -> None:
-        sizes.append(size)
+    def on_smaller_pack(size: int) -> None:
+        nonlocal pack_size
+        pack_size = size
         work.note(f"pack size reduced to {size} after the device ran out of memory")
 
-    def again(request: TrainingRequest, fault: str) -> None:
+    def on_retry(request: TrainingRequest, fault: str) -> None:
         nonlocal all_iterations
-        all_iterations += _iterations_of(settings, request.start)
+        all_iterations += _iterations(settings, request.start)
         work.note(f"concept {request.concept_id} is trained again at a lower learning rate: {fault}")
 
-    results: dict[str, TrainedResidual] = {}
+    trained: dict[str, TrainedResidual] = {}
     for result in train_residuals(
-        base,
-        requests(),
+        personalizer.base,
+        _training_requests(work, personalizer.base, loaded),
         settings,
-        pack_size=sizes[0],
-        on_step=lambda done: work.trained(done, all_iterations),
-        on_smaller_pack=smaller,
-        on_second_training=again,
+        pack_size=pack_size,
+        on_step=lambda done: work.report_iterations(done, all_iterations),
+        on_smaller_pack=on_smaller_pack,
+        on_retry=on_retry,
     ):
         if isinstance(result, ConceptFailure):
             work.fail(result)
         else:
-            results[result.concept_id] = result
-    return results, sizes[-1]
+            trained[result.concept_id] = result
+    return trained, pack_size
 
 
-def _iterations_of(settings: TrainingSettings, start: Residual | None) -> int:
-    """How many iterations a concept is trained that starts from this residual, or from its seed."""
+def _iterations(settings: TrainingSettings, start: Residual | None) -> int:
+    """Return the number of iterations of a concept that starts from `start`, or cold."""
     return settings.warm_start.iterations if settings.warm_start and start else settings.iterations
+
+
+def _training_requests(work: ShardWork, base: BaseModel, loaded: Iterable[LoadedConcept]) -> Iterator[TrainingRequest]:
+    """Encode the references of each concept when a slot of the pack is free for it."""
+    for one in loaded:
+        concept = one.concept
+        try:
+            latents = encode_references(base, concept.references, mirrored=work.spec.training.mirror)
+        except ConceptError as error:
+            work.fail(ConceptFailure.of(concept.concept_id, error))
+            continue
+        yield TrainingRequest(concept.concept_id, concept.macro_class, concept.seed, latents, start=one.residual)
 
 
 def _render(
@@ -151,30 +157,16 @@ def _render(
     loaded: Sequence[LoadedConcept],
     residuals: Mapping[str, Residual],
 ) -> dict[str, list[Rendering]]:
-    """All images of all concepts that have a residual, in mixed batches."""
+    """Render all images of the concepts that have a residual, in mixed batches; a faulty image fails its concept."""
     settings = work.spec.sampling
-    requests = [
-        RenderRequest(
-            concept.concept_id,
-            concept.macro_class,
-            template,
-            prompt_index,
-            image_index,
-            variant,
-            # From the words of the prompt, not its place: adding a prompt leaves the others' images as they were.
-            # Variants share the seed, so that they can be compared.
-            derive_seed(concept.seed, concept.concept_id, f"rendering/{image_index}/{template}"),
-        )
-        for concept in (one.concept for one in loaded)
-        if concept.concept_id in residuals
-        for prompt_index, template in enumerate(concept.prompts)
-        for variant in settings.variants
-        for image_index in range(settings.images_per_prompt)
-    ]
-    token = work.spec.training.identifier_token
     try:
         rendered = render(
-            personalizer.base, residuals, requests, settings, identifier_token=token, on_step=work.rendered
+            personalizer.base,
+            residuals,
+            _render_requests(work, [one for one in loaded if one.concept.concept_id in residuals]),
+            settings,
+            identifier_token=work.spec.training.identifier_token,
+            on_step=work.report_denoising_steps,
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -187,13 +179,34 @@ def _render(
     for rendering in rendered:
         request = rendering.request
         renderings[request.concept_id].append(rendering)
-        where = f"prompt {request.template!r} ({request.variant})"
+        name = f"prompt {request.template!r} ({request.variant})"
         if rendering.fault:
             fix = "lower training.learning_rate or sampling.guidance_scale"
-            work.fail(ConceptFailure(request.concept_id, "render", f"{where} gave {rendering.fault}", fix))
+            work.fail(ConceptFailure(request.concept_id, "render", f"{name} gave {rendering.fault}", fix))
         elif rendering.remedy:
-            work.note(f"concept {request.concept_id}, {where}: made again with {rendering.remedy}")
+            work.note(f"concept {request.concept_id}, {name}: made again with {rendering.remedy}")
     return renderings
+
+
+def _render_requests(work: ShardWork, loaded: Iterable[LoadedConcept]) -> list[RenderRequest]:
+    settings = work.spec.sampling
+    return [
+        RenderRequest(
+            concept.concept_id,
+            concept.macro_class,
+            template,
+            prompt_index,
+            image_index,
+            variant,
+            # From the prompt's text, not its index, so that adding a prompt does not change the others' images.
+            # The variants share the seed, so that they can be compared.
+            derive_seed(concept.seed, concept.concept_id, f"rendering/{image_index}/{template}"),
+        )
+        for concept in (one.concept for one in loaded)
+        for prompt_index, template in enumerate(concept.prompts)
+        for variant in settings.variants
+        for image_index in range(settings.images_per_prompt)
+    ]
 
 
 def _score(
@@ -202,33 +215,33 @@ def _score(
     loaded: Sequence[LoadedConcept],
     renderings: Mapping[str, Sequence[Rendering]],
 ) -> dict[str, list[QualityScores | None]]:
-    """Scores in the order of each concept's renderings; None without a scorer."""
+    """Score the renderings of each concept, in their order; a score that is not finite fails the concept."""
     scorer = personalizer.scorer
     scores: dict[str, list[QualityScores | None]] = {}
     for one in loaded:
         concept_id, macro_class = one.concept.concept_id, one.concept.macro_class
-        images = renderings.get(concept_id, [])
-        if scorer is None or one.likenesses is None:
-            scores[concept_id] = [None] * len(images)
+        own = renderings.get(concept_id, [])
+        if scorer is None or one.scorer_references is None:
+            scores[concept_id] = [None] * len(own)
             continue
-        prompts = [expand_template(image.request.template, None, macro_class) for image in images]
-        pictures = [image.image for image in images]
-        judged = score_renderings(scorer, pictures, prompts, one.likenesses, work.spec.scoring)
-        if not all(math.isfinite(score.prompt) and math.isfinite(score.identity) for score in judged):
+        prompts = [expand_template(rendering.request.template, None, macro_class) for rendering in own]
+        images = [rendering.image for rendering in own]
+        found = score_renderings(scorer, images, prompts, one.scorer_references, work.spec.scoring)
+        if not all(math.isfinite(score.prompt) and math.isfinite(score.identity) for score in found):
             fix = "look at its reference images and renderings, or set `scorer: null`"
             work.fail(ConceptFailure(concept_id, "score", "the scorer gave a score that is not finite", fix))
-        scores[concept_id] = [*judged]
+        scores[concept_id] = [*found]
     return scores
 
 
 def _commit(
     work: ShardWork, personalizer: Personalizer, store: CatalogStore, results: _Results, run_id: str, attempt: str
 ) -> ShardSummary:
-    """Encode what became of every concept, and make it visible, all of it or none of it."""
+    """Encode the results and the failures of all concepts, and commit them."""
     base, spec = personalizer.base, work.spec
     with work.phase("commit"):
-        # In the shard's order, whatever the order in which their training was done.
-        good = [planned for planned in work.shard.concepts if planned.concept_id not in work.failures]
+        # In the shard's order, not in the order in which trainings ended.
+        succeeded = [planned for planned in work.shard.concepts if planned.concept_id not in work.failures]
         record = commit_shard(
             store,
             run_id=run_id,
@@ -236,50 +249,48 @@ def _commit(
             attempt=attempt,
             residuals=[
                 residual_row(planned, results.trained[planned.concept_id], base, spec.training)
-                for planned in good
+                for planned in succeeded
                 if planned.concept_id in results.trained
             ],
             renderings=[
                 rendering_row(planned, rendering, scores, spec.sampling)
-                for planned in good
+                for planned in succeeded
                 for rendering, scores in zip(
                     results.renderings.get(planned.concept_id, ()), results.scores[planned.concept_id], strict=True
                 )
             ],
             failures=list(work.failures.values()),
             seconds=work.seconds,
-            measured=_measured(work, personalizer, results),
+            measured=_measured(work, base, results),
         )
-    committed = tuple(concept.concept_id for concept in record.concepts)
-    notes = tuple(work.notes)
     return ShardSummary(
         work.shard.shard_id,
         attempt,
-        committed,
+        tuple(concept.concept_id for concept in record.concepts),
         record.failures,
         dict(work.seconds),
-        notes,
+        tuple(work.notes),
         results.pack_size,
         record.bytes_written,
         record.measured,
     )
 
 
-def _measured(work: ShardWork, personalizer: Personalizer, results: _Results) -> Measured:
-    """What the device took, for later runs to be estimated by."""
+def _measured(work: ShardWork, base: BaseModel, results: _Results) -> Measured:
+    """Return the work done and the seconds it took, from which the duration and cost of later runs are estimated."""
     iterations = [len(trained.losses) for trained in results.trained.values()]
     images = sum(map(len, results.renderings.values()))
-    pace = pace_of(work.spec, personalizer.base.revision)
+    key = throughput_key(work.spec, base.revision)
     return Measured(
-        device_name(personalizer.base),
-        pace.training,
-        pace.rendering,
+        device_kind(base),
+        key.training,
+        key.rendering,
         results.pack_size,
         concepts=len(iterations),
         iterations=sum(iterations),
         pack_steps=pack_steps(iterations, results.pack_size),
         train_seconds=round(work.seconds["train"], 3),
         images=images,
-        batches=batches_of(images, work.spec.sampling.batch_size),
+        batches=batch_count(images, work.spec.sampling.batch_size),
         render_seconds=round(work.seconds["render"] + work.seconds["score"], 3),
     )

@@ -1,1 +1,1 @@
-"""Rendering with residuals: settings, the denoising loop, where attention finds the concept (LAG)."""
+"""Rendering with residuals: the denoising loop, and localized attention-guided (LAG) sampling."""

@@ -1,16 +1,20 @@
-"""Where the concept is: cross-attention of the concept's tokens, binarized into LAG's localization mask.
+"""LAG's localization masks: the cross-attention to the concept's tokens, binarized.
 
-In the Transformer2DModel i, with queries Q [heads, N, d] from the picture and keys K [heads, L, d] from the prompt:
+In the Transformer2DModel i, with queries Q [heads, N, d] from the image and keys K [heads, L, d] from the prompt:
 
-    A     = softmax(Q K^T / sqrt(d))                         [heads, N, L]
+    A     = softmax(Q K^T / sqrt(d))                            [heads, N, L]
     A_iC  = mean over heads of (sum over j in C of A[..., j])   [N], C = the tokens of V* and of the macro class
-    M_i   = A_iC > median over positions of A_iC              [N], in {0, 1}
+    M_i   = A_iC > median over positions of A_iC                [N], in {0, 1}
 
-M_i then gates the residual of the same block's `proj_out`, inside the same UNet pass.
+In the same UNet pass, M_i then masks the residual of the transformer's `proj_out`.
+
+Shapes: I images; S UNet samples, S = 2 I with guidance (unconditional, conditional) and S = I without; N positions
+(h x w of the transformer's input), L tokens, d the width of a head.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +26,14 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ..base_model import BaseModel
-from ..text_attention import TextKeysValues, project_out, split_heads
+from ..text_attention import KeyValueCache, project_out, split_heads
 
 _ALIGNED = 8
-"""Fused kernels want head widths that are multiples of this."""
+"""Fused kernels need head widths that are multiples of this."""
 
 
 def attend_and_locate(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-attention's output, and the share of every position's attention that falls on the concept.
+    """Compute cross-attention's output and A_C, the share of each position's attention that the concept's tokens get.
 
     Args:
         query: [S, heads, N, d]; key, value: [S, heads, L, d].
@@ -42,9 +46,9 @@ def attend_and_locate(query: Tensor, key: Tensor, value: Tensor, concept_tokens:
 
 
 def attend_explicitly(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """`attend_and_locate` with the probabilities computed once, kept in float32 and used twice.
+    """`attend_and_locate` with explicit probabilities, in float32, which both results use.
 
-    Prompts are short, so on a CPU this costs no more than a fused kernel.
+    Prompts are short, so on a CPU this is no slower than a fused kernel.
     """
     samples, heads, positions, width = query.shape
     probabilities = (query @ key.transpose(-1, -2) * width**-0.5).float().softmax(dim=-1)
@@ -54,10 +58,10 @@ def attend_explicitly(query: Tensor, key: Tensor, value: Tensor, concept_tokens:
 
 
 def attend_with_indicator(query: Tensor, key: Tensor, value: Tensor, concept_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """`attend_and_locate` inside a fused attention kernel, which never writes the probabilities to memory.
+    """`attend_and_locate` with one fused attention kernel, which never writes the probabilities to memory.
 
-    One more channel of the values holds the indicator of C, so attention's own weighted sum puts A_C into that channel
-    of the output. Queries and keys get zeros there, which change no product.
+    An additional channel of the values holds the indicator of C, so that attention's weighted sum puts A_C into that
+    channel of the output. Queries and keys are padded with zeros, which change no product.
     """
     width = query.shape[-1]
     indicator = concept_tokens.to(value.dtype)[:, None, :, None].expand(-1, value.shape[1], -1, 1)
@@ -71,59 +75,62 @@ def attend_with_indicator(query: Tensor, key: Tensor, value: Tensor, concept_tok
 
 
 def binarize(concept_attention: Tensor, quantile: float = 0.5) -> Tensor:
-    """M = A_C > its quantile over positions: [S, N] -> [S, N] in {0, 1}, float32.
+    """Return M = A_C > its quantile over positions, for A_C [S, N]: [S, N] float32 in {0, 1}.
 
-    For the median of an even number of distinct values exactly half of the positions are on. The quantile is the value
-    at rank ceil(quantile x N), an element of A_C, so that no interpolation can round it past a neighbour.
+    The quantile is the value at rank ceil(quantile x N), an element of A_C, so that no interpolation can round it past
+    a neighbour. With the median of an even number of distinct values, exactly half of the positions are 1.
     """
     positions = concept_attention.shape[-1]
-    rank = max(1, -int(-quantile * positions // 1))
+    rank = max(1, math.ceil(quantile * positions))
     threshold = concept_attention.kthvalue(rank, dim=-1, keepdim=True).values
     return (concept_attention > threshold).float()
 
 
 @dataclass(slots=True, eq=False)
 class ConceptLocalization:
-    """LAG's masks for a tensor batch of guidance pairs (unconditional, conditional), one pair an image.
+    """The masks of a tensor batch, computed anew in every UNet pass from the attention observed in it.
 
     Attributes:
-        concept_tokens: [S, L], the set C of every sample's prompt; zero in the unconditional samples.
-        localized: [I] bool, an image whose residual acts only inside M; False lets it act everywhere (M = 1).
-        unconditional: what that half gets: "share_mask", its conditional half's mask, or "base", no residual.
+        concept_tokens: the indicator of C for every sample's prompt, [S, L]; zero for unconditional samples.
+        localized: [I] bool; True: the residual acts only inside M (LAG), False: everywhere (M = 1).
+        unconditional: the mask of unconditional samples: "share_mask", that of the conditional half, or "base", M = 0.
         quantile: the threshold over positions; the paper's is the median.
-        pairs: samples an image: 2 with guidance, 1 without.
+        samples_per_image: 2 with guidance, 1 without.
     """
 
     concept_tokens: Tensor
     localized: Tensor
     unconditional: str = "share_mask"
     quantile: float = 0.5
-    pairs: int = 2
+    samples_per_image: int = 2
     _attention: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def observe(self, transformer: str, concept_attention: Tensor) -> None:
-        """Remember A_C [S, N] of one cross-attention layer of a transformer."""
+        """Record A_C, [S, N], of one cross-attention layer of a transformer."""
         self._attention[transformer].append(concept_attention)
 
     def mask(self, transformer: str) -> Tensor:
-        """[S, N]: where the named transformer's residual acts in this pass. Forgets what was observed for it."""
+        """Return the mask, [S, N], of the named transformer in this pass, and drop what was observed for it.
+
+        If the transformer has several cross-attention layers, their maps are averaged.
+        """
         layers = self._attention.pop(transformer)
         attention = torch.stack(layers).mean(dim=0) if len(layers) > 1 else layers[0]
-        conditional = binarize(attention[self.pairs - 1 :: self.pairs], self.quantile)
+        conditional = binarize(attention[self.samples_per_image - 1 :: self.samples_per_image], self.quantile)
         conditional = torch.where(self.localized[:, None], conditional, torch.ones_like(conditional))
-        if self.pairs == 1:
+        if self.samples_per_image == 1:
             return conditional
         unconditional = torch.zeros_like(conditional) if self.unconditional == "base" else conditional
         return torch.stack((unconditional, conditional), dim=1).flatten(0, 1)
 
 
 class LocatingAttnProcessor:
-    """A diffusers attention processor for one cross-attention layer: same output, and A_C reported on the way."""
+    """A diffusers attention processor for one cross-attention layer that also passes A_C to `localization`."""
 
     def __init__(self, transformer: str, localization: ConceptLocalization) -> None:
         self.transformer = transformer
         self.localization = localization
-        self.keys_values = TextKeysValues(keep=True)  # the prompts are the same in every denoising step
+        self.cache = KeyValueCache(fixed=True)  # the prompts are the same in every denoising step
 
     def __call__(
         self,
@@ -134,15 +141,15 @@ class LocatingAttnProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         query = split_heads(attn.to_q(hidden_states), attn.heads)
-        key, value = self.keys_values.of(attn, encoder_hidden_states)
+        key, value = self.cache.get(attn, encoder_hidden_states)
         output, concept_attention = attend_and_locate(query, key, value, self.localization.concept_tokens)
         self.localization.observe(self.transformer, concept_attention)
         return project_out(attn, output)
 
 
 @contextmanager
-def observed(base: BaseModel, localization: ConceptLocalization) -> Iterator[None]:
-    """While this is open, the cross-attention of every target layer's transformer reports to `localization`."""
+def attention_observed(base: BaseModel, localization: ConceptLocalization) -> Iterator[None]:
+    """Context manager in which the cross-attention of every target layer's transformer passes A_C to `localization`."""
     processors = dict(base.unet.attn_processors)
     transformers = {target.transformer for target in base.target_layers}
     locating = {

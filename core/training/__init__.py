@@ -1,1 +1,1 @@
-"""Learning residuals: settings, packs of concepts in one UNet pass, when a concept has converged."""
+"""Training of residuals: packs of concepts in one UNet pass, their size, and early stopping."""

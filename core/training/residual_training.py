@@ -1,12 +1,12 @@
-"""Learn the residuals of many concepts, K at a time, in passes through one frozen UNet.
+"""Train the residuals of many concepts, K at a time, in passes through one frozen UNet.
 
-For every concept k, with its own noise and timesteps:
+For every concept k, with noise and timesteps of its own:
 
     z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
     loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2     target: eps, or v for a v-prediction model
 
-The pack's loss is the sum of the loss_k, so every concept's gradient is what it would be alone, and since Adam works
-element by element, one Adam over the stacked factors is K Adams.
+The pack's loss is the sum of the loss_k, so every concept's gradient is what it would be alone. Adam works element by
+element, so one Adam over the stacked factors equals K Adams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..base_model import BaseModel
 from ..errors import ConceptFailure, PersresError
-from ..numerical_health import CAREFUL_LEARNING_RATE_SCALE, training_fault, weight_norms
+from ..numerical_checks import RETRY_LEARNING_RATE_SCALE, training_fault, weight_norms
 from ..residual import Residual
 from .convergence import has_converged
 from .settings import TrainingSettings
@@ -31,12 +31,12 @@ from .training_pack import TrainingPack, TrainingRequest
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedResidual:
-    """What training one concept gave.
+    """The result of training one concept.
 
     Attributes:
-        losses: [iterations done] float32, loss_k at every step.
-        seconds: its share of the time its pack took, of both trainings if there were two.
-        remedy: what was changed for a second training, and why; None: the first one was sound.
+        losses: [iterations done] float32, loss_k of every step.
+        seconds: its share of its packs' time; includes the first attempt if the training was retried.
+        remedy: what was changed for the retry, and why; None if there was no retry.
     """
 
     concept_id: str
@@ -54,34 +54,35 @@ def train_residuals(
     pack_size: int,
     on_step: Callable[[int], None] | None = None,
     on_smaller_pack: Callable[[int], None] | None = None,
-    on_second_training: Callable[[TrainingRequest, str], None] | None = None,
+    on_retry: Callable[[TrainingRequest, str], None] | None = None,
 ) -> Iterator[TrainedResidual | ConceptFailure]:
-    """Train any number of concepts, `pack_size` at a time; a slot whose concept has ended takes the next one at once.
+    """Train any number of concepts, `pack_size` at a time. A slot whose concept has ended gets the next one at once.
 
-    A concept whose loss or factors stop being finite, or whose residual diverges, is trained once more from the same
-    start and seed, at a quarter of the learning rates; if that goes wrong too, or if it cannot be started at all, it
-    ends as a ConceptFailure. Nothing of it reaches its neighbours, and what becomes of it depends on it alone. Results
-    come as trainings end, those that end together in the order of their slots.
+    A concept whose loss or factors are not finite, or whose residual diverges, is retried once from the same start and
+    seed with a quarter of the learning rates. If the retry fails too, or if its training cannot be started, it ends as
+    a ConceptFailure. A concept's result depends on that concept alone, never on its neighbours in the pack. Results are
+    yielded as trainings end; of those that end together, in the order of their slots.
 
     Args:
-        requests: pulled one at a time, when a slot is free.
-        on_step: called with the concept-iterations done so far; a concept that ends early counts all of its own, one
-            that is trained twice counts them twice. It must not touch the device.
-        on_smaller_pack: called with the pack size that training goes on with after the device ran out of memory. The
-            concepts that were in the pack start again.
-        on_second_training: called with a concept that will be trained again, and the fault of its first training.
+        requests: consumed one at a time, when a slot is free.
+        on_step: called after every step with the number of concept-iterations done. A concept that ends early counts
+            with all its iterations, a retried one with twice as many. Must not access the device.
+        on_smaller_pack: called with the new pack size after the device ran out of memory. The concepts of the pack
+            start over.
+        on_retry: called with a concept that will be retried and the fault of its first attempt.
 
     Raises:
+        ValueError: `pack_size` is below 1.
         PersresError: the device has too little memory for a single concept.
     """
     if pack_size < 1:
         raise ValueError(f"pack_size is {pack_size}; a pack holds at least one concept")
-    training = _Training(
+    training = _PackedTraining(
         base,
         settings,
         iter(requests),
         on_step or (lambda done: None),
-        on_second_training or (lambda request, fault: None),
+        on_retry or (lambda request, fault: None),
     )
     while True:
         try:
@@ -95,26 +96,26 @@ def train_residuals(
                     "the device has too little memory to train a single concept",
                     fix="set training.gradient_checkpointing: true, or a smaller training.batch_size",
                 ) from error
-        # Outside the handler: while it runs, the error's traceback keeps the broken pack's tensors alive.
+        # Outside the handler: inside, the error's traceback would keep the failed pack's tensors alive.
         pack_size //= 2
-        training.start_again()
+        training.requeue_running()
         if on_smaller_pack:
             on_smaller_pack(pack_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device had no room; on the CPU torch raises a plain RuntimeError for it."""
+    """Whether the error means that the device has too little memory; on the CPU torch raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(slots=True, eq=False)
-class _Member:
-    """A concept in a slot: how long it trains, and what it has shown so far."""
+class _RunningConcept:
+    """A concept in a slot of the pack, with its losses so far."""
 
     request: TrainingRequest
     iterations: int
-    losses: list[Tensor] = field(default_factory=list)  # of every step, a number on the device
-    checks: list[float] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)  # scalars on the device, one per step
+    check_losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     converged: bool = False
 
@@ -122,20 +123,20 @@ class _Member:
     def ended(self) -> bool:
         return self.converged or len(self.losses) == self.iterations
 
-    def is_due(self, check_every: int) -> bool:
-        return not self.ended and len(self.losses) == check_every * len(self.checks)
+    def needs_check(self, check_every: int) -> bool:
+        return not self.ended and len(self.losses) == check_every * len(self.check_losses)
 
 
 @dataclass(frozen=True, slots=True)
-class _FirstTraining:
-    """Of a concept that is trained a second time: what was wrong with the first, and how long it took."""
+class _FailedAttempt:
+    """The first attempt of a concept that is retried."""
 
     fault: str
     seconds: float
 
 
-class _Training:
-    """The books of `train_residuals`: who waits and who is in which slot."""
+class _PackedTraining:
+    """The state of one call of `train_residuals`: queued concepts, running concepts by slot, and failed attempts."""
 
     def __init__(
         self,
@@ -143,61 +144,97 @@ class _Training:
         settings: TrainingSettings,
         requests: Iterator[TrainingRequest],
         on_step: Callable[[int], None],
-        on_second_training: Callable[[TrainingRequest, str], None],
+        on_retry: Callable[[TrainingRequest, str], None],
     ) -> None:
         self.base, self.settings, self.requests = base, settings, requests
-        self.on_step, self.on_second_training = on_step, on_second_training
-        self.again: deque[TrainingRequest] = deque()
-        self.members: dict[int, _Member] = {}
+        self.on_step, self.on_retry = on_step, on_retry
+        self.queue: deque[TrainingRequest] = deque()  # retried and requeued concepts, before those of `requests`
+        self.running: dict[int, _RunningConcept] = {}
         self.iterations_ended = 0
         self.weight_norms = weight_norms(base)
-        self.first_trainings: dict[str, _FirstTraining] = {}
+        self.failed_attempts: dict[str, _FailedAttempt] = {}
 
-    def start_again(self) -> None:
-        """Put the concepts of a pack that broke back, in their order."""
-        self.again.extendleft(self.members[slot].request for slot in sorted(self.members, reverse=True))
-        self.members = {}
+    def requeue_running(self) -> None:
+        """Put the running concepts back to the front of the queue, in the order of their slots."""
+        self.queue.extendleft(self.running[slot].request for slot in sorted(self.running, reverse=True))
+        self.running = {}
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def run(self, pack_size: int) -> Iterator[TrainedResidual | ConceptFailure]:
-        """Train everything that waits in one pack; ends when nothing waits and every slot has ended."""
+        """Train all queued and requested concepts in one pack."""
         pack = TrainingPack(self.base, self.settings, pack_size)
-        free = list(range(pack_size))
+        free_slots = list(range(pack_size))
         while True:
-            for slot in free:
+            for slot in free_slots:
                 yield from self._fill(pack, slot)
-            if not self.members:
+            if not self.running:
                 return
             pack.pad()
             started = time.perf_counter()
             self._train_until_one_ends(pack)
-            free = [slot for slot, member in sorted(self.members.items()) if member.ended]
-            residuals = {slot: pack.residual(slot) for slot in free}  # waits for the device
-            share = (time.perf_counter() - started) / len(self.members)
-            for member in self.members.values():
-                member.seconds += share
+            free_slots = [slot for slot, concept in sorted(self.running.items()) if concept.ended]
+            residuals = {slot: pack.residual(slot) for slot in free_slots}  # waits for the device
+            share = (time.perf_counter() - started) / len(self.running)
+            for concept in self.running.values():
+                concept.seconds += share
             for slot, residual in residuals.items():
-                member = self.members.pop(slot)
-                self.iterations_ended += member.iterations
-                yield from self._end(member, residual)
+                concept = self.running.pop(slot)
+                self.iterations_ended += concept.iterations
+                yield from self._end(concept, residual)
 
-    def _end(self, member: _Member, residual: Residual) -> Iterator[TrainedResidual | ConceptFailure]:
-        """What became of a concept; nothing yet, if it waits to be trained again."""
-        request, concept_id = member.request, member.request.concept_id
-        losses = torch.stack(member.losses).cpu()
+    def _fill(self, pack: TrainingPack, slot: int) -> Iterator[ConceptFailure]:
+        """Load the next concept that can be started into a slot; yield a failure for each that cannot."""
+        while (request := self.queue.popleft() if self.queue else next(self.requests, None)) is not None:
+            # Running before it is loaded: if the device runs out of memory in `load`, the concept is requeued.
+            warm = self.settings.warm_start if request.start else None
+            self.running[slot] = _RunningConcept(request, (warm or self.settings).iterations)
+            try:
+                pack.load(slot, request)
+                return
+            except PersresError as error:
+                del self.running[slot]
+                yield ConceptFailure(request.concept_id, "train", error.message, error.fix or "")
+
+    def _train_until_one_ends(self, pack: TrainingPack) -> None:
+        with pack.attached():
+            while True:
+                self._check_convergence(pack)
+                if any(concept.ended for concept in self.running.values()):
+                    return
+                losses = pack.step().unbind()
+                for slot, concept in self.running.items():
+                    concept.losses.append(losses[slot])
+                self.on_step(self.iterations_ended + sum(len(concept.losses) for concept in self.running.values()))
+
+    def _check_convergence(self, pack: TrainingPack) -> None:
+        stopping = self.settings.early_stopping
+        if stopping is None:
+            return
+        due = [slot for slot, concept in self.running.items() if concept.needs_check(stopping.check_every)]
+        if due:
+            losses = pack.convergence_losses()
+            for slot in due:
+                concept = self.running[slot]
+                concept.check_losses.append(losses[slot])
+                concept.converged = has_converged(concept.check_losses, stopping)
+
+    def _end(self, concept: _RunningConcept, residual: Residual) -> Iterator[TrainedResidual | ConceptFailure]:
+        """Yield a concept's result, or queue its retry."""
+        request, concept_id = concept.request, concept.request.concept_id
+        losses = torch.stack(concept.losses).cpu()
         fault = training_fault(losses, residual, self.weight_norms, self.settings.max_residual_norm)
-        first = self.first_trainings.pop(concept_id, None)
+        first = self.failed_attempts.pop(concept_id, None)
         if fault is None:
             remedy = (
                 f"learning rate x {request.learning_rate_scale:g}, because at first {first.fault}" if first else None
             )
-            seconds = member.seconds + (first.seconds if first else 0.0)
+            seconds = concept.seconds + (first.seconds if first else 0.0)
             yield TrainedResidual(concept_id, residual, losses.numpy(), seconds, remedy)
         elif first is None:
-            self.first_trainings[concept_id] = _FirstTraining(fault, member.seconds)
-            self.again.append(replace(request, learning_rate_scale=CAREFUL_LEARNING_RATE_SCALE))
-            self.on_second_training(request, fault)
+            self.failed_attempts[concept_id] = _FailedAttempt(fault, concept.seconds)
+            self.queue.append(replace(request, learning_rate_scale=RETRY_LEARNING_RATE_SCALE))
+            self.on_retry(request, fault)
         else:
             yield ConceptFailure(
                 concept_id,
@@ -205,39 +242,3 @@ class _Training:
                 f"{first.fault}; trained again at {request.learning_rate_scale:g} of the learning rate, {fault}",
                 "lower training.learning_rate, or look at its reference images",
             )
-
-    def _fill(self, pack: TrainingPack, slot: int) -> Iterator[ConceptFailure]:
-        """Load the next concept that can be started into a slot; those that cannot are failures."""
-        while (request := self.again.popleft() if self.again else next(self.requests, None)) is not None:
-            # Among the members before its start is on the device, which may run out of memory there.
-            warm = self.settings.warm_start if request.start else None
-            self.members[slot] = _Member(request, (warm or self.settings).iterations)
-            try:
-                pack.load(slot, request)
-                return
-            except PersresError as error:
-                del self.members[slot]
-                yield ConceptFailure(request.concept_id, "train", error.message, error.fix or "")
-
-    def _train_until_one_ends(self, pack: TrainingPack) -> None:
-        with pack.at_work():
-            while True:
-                self._check_convergence(pack)
-                if any(member.ended for member in self.members.values()):
-                    return
-                losses = pack.step().unbind()
-                for slot, member in self.members.items():
-                    member.losses.append(losses[slot])
-                self.on_step(self.iterations_ended + sum(len(member.losses) for member in self.members.values()))
-
-    def _check_convergence(self, pack: TrainingPack) -> None:
-        stopping = self.settings.early_stopping
-        if stopping is None:
-            return
-        due = [slot for slot, member in self.members.items() if member.is_due(stopping.check_every)]
-        if due:
-            losses = pack.convergence_losses()
-            for slot in due:
-                member = self.members[slot]
-                member.checks.append(losses[slot])
-                member.converged = has_converged(member.checks, stopping)

@@ -1,11 +1,12 @@
-"""K concepts that train together in one UNet pass, each in a slot of its own.
+"""A pack: K concepts that train together in one UNet pass, each in a slot of its own.
 
-Shapes: K slots (the pack size), b noised references of each concept in a step, S = K b samples in the UNet pass,
-grouped by slot. C, h, w are the latent's; L, D the text states'. P is the number of values in one residual.
+Shapes: K slots (the pack size), b noised references per slot and step (`training.batch_size`), S = K b samples in the
+UNet pass, grouped by slot; R references of a concept; C, h, w the latent's channels, height and width; m the width of a
+target layer and r its rank; P the number of values in one residual, the sum of 2 m r over the target layers.
 
-A slot's numbers depend on nothing but its concept: noise, timesteps and the start come from the concept's seed, tensors
-have one fixed shape whatever the other slots hold, and Adam works value by value. So a concept may enter a slot while
-the others are in the middle of their training.
+The values in a slot depend on its concept alone: initial factors, noise and timesteps come from the concept's seed, all
+tensors have one fixed shape whatever the other slots hold, and Adam works element by element. So a concept may be
+loaded into a slot while the others are in the middle of their training.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from .settings import TrainingSettings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRequest:
-    """A concept, ready to be trained: its seed, its class, and its references as latents.
+    """A concept to be trained.
 
-    `start` is the residual to go on from, for the settings' `warm_start.iterations`; None starts from the seed.
-    `learning_rate_scale` is the share of the settings' learning rates that it is trained at.
+    Attributes:
+        seed: the concept's seed, from which the seed of every random draw is derived.
+        latents: its references, R of them.
+        start: the residual of a warm start, which trains `warm_start.iterations`; None: a cold start from the seed.
+        learning_rate_scale: factor of the settings' learning rates.
     """
 
     concept_id: str
@@ -46,41 +50,41 @@ class TrainingRequest:
 
 
 class TrainingPack:
-    """The stacked parameters, gradients and optimizer of K slots.
+    """The stacked factors, gradients and optimizer states of K slots.
 
-    One tensor [K, P] holds all factors, a row a concept. The UNet reads it through views, a [K, m, r] and b [K, r, m]
-    for every target layer, and Adam writes it as K parameters [P] with a step count each: one fused step for the pack
-    that is exactly K Adams.
+    One tensor [K, P] holds all factors, one row per slot. The UNet reads it through views, a [K, m, r] and b [K, r, m]
+    for every target layer. Adam updates it as K parameters [P], each with its own step count: one fused step for the
+    whole pack that equals K Adams.
     """
 
     def __init__(self, base: BaseModel, settings: TrainingSettings, size: int) -> None:
         check_trainable(base, settings)
         self.base, self.settings, self.size = base, settings, size
         self.slots: list[_Slot | None] = [None] * size
-        self.bank, self._gradients, rows = _flat_bank(base, settings, size)
-        self._learning_rates = [(settings.learning_rate, rows)]
+        self.bank, self._gradients, parameters = _flat_bank(base, settings, size)
+        self._parameters = [(settings.learning_rate, parameters)]  # learning rate, one parameter per slot
         self.identifiers: Tensor | None = None
         if settings.train_identifier:
             self._start_identifier = identifier_embedding(base, settings.identifier_token)
             self.identifiers = self._start_identifier.repeat(size, 1)
             gradient = torch.zeros_like(self.identifiers)
-            rows = _rows(self.identifiers, gradient)
+            parameters = _parameter_per_row(self.identifiers, gradient)
             self.identifiers.requires_grad_(True)
             self._gradients.append(gradient)
-            self._learning_rates.append((settings.identifier_learning_rate, rows))
-        groups = [{"params": rows, "lr": rate} for rate, rows in self._learning_rates]
+            self._parameters.append((settings.identifier_learning_rate, parameters))
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in self._parameters]
         self.optimizer = torch.optim.Adam(groups, fused=base.device.type in ("cpu", "cuda"))
         self._scales = [1.0] * size
         self.text: TextConditioning | None = None
         self.shared_text = SharedText(base, fixed=not settings.train_identifier)
 
     @torch.no_grad()
-    def load(self, number: int, request: TrainingRequest) -> None:
-        """Put a concept at its start into a slot, in place of what is there.
+    def load(self, slot: int, request: TrainingRequest) -> None:
+        """Load a concept into a slot, with its initial factors and an empty optimizer state.
 
         Raises:
-            ConceptError: the training prompt does not fit the tokenizer.
-            PersresError: the residual to start from does not fit the base model.
+            ConceptError: the training prompt is too long, or glued to other text.
+            PersresError: `request.start` does not fit the base model.
         """
         base, settings = self.base, self.settings
         prompt = tokenize_concept_prompt(
@@ -89,44 +93,44 @@ class TrainingPack:
         start = request.start or self._cold_start(request)
         check_residual(start, base.target_layers)
         for name in self.bank.a:
-            self.bank.a[name][number] = start.a[name].to(base.device)
-            self.bank.b[name][number] = start.b[name].to(base.device)
+            self.bank.a[name][slot] = start.a[name].to(base.device)
+            self.bank.b[name][slot] = start.b[name].to(base.device)
         if self.identifiers is not None:
             learned = start.identifier
-            self.identifiers[number] = self._start_identifier if learned is None else learned.to(base.device)
+            self.identifiers[slot] = self._start_identifier if learned is None else learned.to(base.device)
         else:
-            text = encode_text(base, [prompt])  # alone, so that its bits do not depend on its neighbours
+            text = encode_text(base, [prompt])  # alone, so that its bits do not depend on other prompts
             self.text = self.text or text.repeat(self.size)
-            self.text.put(number, text)
-            self.shared_text.forget()
-        for _, rows in self._learning_rates:
-            self.optimizer.state.pop(rows[number], None)
-        self._scale_learning_rates(number, request.learning_rate_scale)
-        self.slots[number] = _Slot(request, prompt, settings.batch_size)
+            self.text.replace_row(slot, text)
+            self.shared_text.clear_cache()
+        for _, parameters in self._parameters:
+            self.optimizer.state.pop(parameters[slot], None)
+        self._scale_learning_rates(slot, request.learning_rate_scale)
+        self.slots[slot] = _Slot(request, prompt, settings.batch_size)
 
     def pad(self) -> None:
-        """Give every slot that nothing was ever loaded into a copy of the first concept; what it learns is not used.
+        """Load the first concept into every slot that was never loaded; what these slots learn is not used.
 
-        A slot whose concept has ended needs nothing: it goes on with what it holds.
+        A slot whose concept has ended is not empty: it continues with its old concept.
         """
         first = self._filled_slots()[0]
-        for number, slot in enumerate(self.slots):
-            if slot is None:
-                self.load(number, first.request)
+        for slot, filled in enumerate(self.slots):
+            if filled is None:
+                self.load(slot, first.request)
 
-    def _scale_learning_rates(self, number: int, scale: float) -> None:
-        """Train a slot at this share of the settings' learning rates.
+    def _scale_learning_rates(self, slot: int, scale: float) -> None:
+        """Multiply a slot's learning rates by `scale`.
 
-        Adam has a learning rate a group of parameters and takes a fused step a group: slots of one scale stay together.
+        Adam has one learning rate and one fused step per parameter group, so all slots of equal scale form a group.
         """
-        if self._scales[number] == scale:
+        if self._scales[slot] == scale:
             return
-        self._scales[number] = scale
+        self._scales[slot] = scale
         self.optimizer.param_groups.clear()
-        for rate, rows in self._learning_rates:
-            for one in sorted(set(self._scales), reverse=True):
-                members = [row for row, its in zip(rows, self._scales, strict=True) if its == one]
-                self.optimizer.add_param_group({"params": members, "lr": rate * one})
+        for rate, parameters in self._parameters:
+            for group_scale in sorted(set(self._scales), reverse=True):
+                group = [one for one, own in zip(parameters, self._scales, strict=True) if own == group_scale]
+                self.optimizer.add_param_group({"params": group, "lr": rate * group_scale})
 
     def _cold_start(self, request: TrainingRequest) -> Residual:
         settings = self.settings
@@ -138,20 +142,20 @@ class TrainingPack:
         )
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While this is open, the base model's UNet is this pack's. Nothing else may use it meanwhile."""
+    def attached(self) -> Iterator[None]:
+        """Context manager in which the base model's UNet uses this pack's residuals and texts, and nothing else may."""
         unet = self.base.unet
         if self.settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         try:
-            with attached(self.base, self.bank), self.shared_text.attended():
+            with attached(self.base, self.bank), self.shared_text.attached():
                 yield
         finally:
             if self.settings.gradient_checkpointing:
                 unet.disable_gradient_checkpointing()
 
     def step(self) -> Tensor:
-        """One optimizer step of every slot; returns their losses [K] without waiting for the device."""
+        """Do one optimizer step in every slot. Returns the losses, [K], without waiting for the device."""
         losses = self._losses([slot.draw(self.base) for slot in self._filled_slots()])
         leaves = [*self.bank.a.values(), *self.bank.b.values()]
         if self.identifiers is not None:
@@ -162,21 +166,21 @@ class TrainingPack:
 
     @torch.no_grad()
     def convergence_losses(self) -> list[float]:
-        """Every slot's loss on noise, timesteps and references that stay the same all through its training."""
+        """Return every slot's loss on noise, timesteps and references that are the same at every call."""
         return self._losses([slot.convergence_draw(self.base) for slot in self._filled_slots()]).tolist()
 
-    def residual(self, number: int) -> Residual:
-        """A copy of what a slot has learned so far, on the CPU."""
-        residual = self.bank.residual(number)
+    def residual(self, slot: int) -> Residual:
+        """Return a copy of a slot's residual, on the CPU."""
+        residual = self.bank.residual(slot)
         if self.identifiers is None:
             return residual
-        return Residual(residual.a, residual.b, self.identifiers[number].detach().cpu().clone())
+        return Residual(residual.a, residual.b, self.identifiers[slot].detach().cpu().clone())
 
     def _filled_slots(self) -> list[_Slot]:
         return [slot for slot in self.slots if slot is not None]
 
     def _losses(self, draws: list[_Draw]) -> Tensor:
-        """loss_k [K] = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2."""
+        """Return loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2 of every slot k, [K]."""
         base = self.base
         noisy = _to_device(torch.cat([draw.noisy for draw in draws]), base)
         target = _to_device(torch.cat([draw.target for draw in draws]), base)
@@ -192,20 +196,22 @@ class TrainingPack:
 
 
 def check_trainable(base: BaseModel, settings: TrainingSettings) -> None:
-    """Raises:
-    InvalidInput: the settings ask for what this base model cannot be given.
+    """Check that the settings are supported for this base model.
+
+    Raises:
+        InvalidInput: the identifier token is to be trained, and the base model has two text encoders.
     """
     if settings.train_identifier and base.text_encoder_2 is not None:
         raise InvalidInput(
-            f"training.train_identifier is true, but base model {base.name!r} has two text encoders, whose V* we do "
-            "not train",
+            f"training.train_identifier is true, but base model {base.name!r} has two text encoders, for which V* "
+            "cannot be trained",
             fix="set training.train_identifier: false, which is the paper's setting",
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draw:
-    """What one slot puts into a step: z_t and the target [b, C, h, w], and t [b], on the CPU."""
+    """One slot's inputs of a step, on the CPU: z_t and the target, each [b, C, h, w], and the timesteps t, [b]."""
 
     noisy: Tensor
     target: Tensor
@@ -213,7 +219,7 @@ class _Draw:
 
 
 class _Slot:
-    """A concept in training: its prompt, its references, its random numbers, and how far it is."""
+    """The concept in a slot: its prompt, the posteriors of its references, and its random generator."""
 
     def __init__(self, request: TrainingRequest, prompt: TokenizedPrompt, batch_size: int) -> None:
         self.request, self.prompt, self.batch_size = request, prompt, batch_size
@@ -233,9 +239,9 @@ class _Slot:
         return self._convergence
 
     def _draw(self, base: BaseModel, generator: torch.Generator) -> _Draw:
-        """z ~ the VAE's posterior of a random reference, z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps.
+        """Draw z from the VAE's posterior of a random reference, and z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps.
 
-        On the CPU, so that a concept's numbers are the same on every device and the device is never asked for one.
+        Draws on the CPU: its generator gives the same numbers for every device, and needs no synchronization.
         """
         schedule, b = base.noise_schedule, self.batch_size
         which = torch.randint(self.mean.shape[0], (b,), generator=generator)
@@ -251,11 +257,11 @@ class _Slot:
 def _flat_bank(
     base: BaseModel, settings: TrainingSettings, size: int
 ) -> tuple[ResidualBank, list[Tensor], list[Tensor]]:
-    """One tensor [K, P] of factors, and one of gradients.
+    """Allocate the factors, [K, P], and their gradients.
 
     Returns:
-        The factors as a bank of leaves; the gradients in the same order, first all a then all b; the K rows as
-        parameters for an optimizer.
+        The factors as a bank of views that are autograd leaves; the views of the gradients, first of all a, then of all
+        b; the K rows of the factors as parameters of an optimizer.
     """
     shapes = {}
     for layer in base.target_layers:
@@ -273,17 +279,17 @@ def _flat_bank(
         gradients_of[factor].append(gradients[:, part].view(size, rows, columns))
         first += rows * columns
     bank = ResidualBank(leaves["a"], leaves["b"])
-    return bank, gradients_of["a"] + gradients_of["b"], _rows(factors, gradients)
+    return bank, gradients_of["a"] + gradients_of["b"], _parameter_per_row(factors, gradients)
 
 
-def _rows(values: Tensor, gradients: Tensor) -> list[Tensor]:
-    """The rows of [K, P] as K parameters for an optimizer, with the rows of `gradients` as their gradients."""
-    rows = []
+def _parameter_per_row(values: Tensor, gradients: Tensor) -> list[Tensor]:
+    """Return the rows of [K, P] as K parameters of an optimizer, with the rows of `gradients` as their gradients."""
+    parameters = []
     for row, gradient in zip(values, gradients, strict=True):
         parameter = row.detach().requires_grad_(True)
         parameter.grad = gradient
-        rows.append(parameter)
-    return rows
+        parameters.append(parameter)
+    return parameters
 
 
 def _to_device(values: Tensor, base: BaseModel) -> Tensor:

@@ -1,28 +1,118 @@
-"""The tables that `persres-batch bench` ends with, and what is seen while it measures."""
+"""The command `bench`: its progress and its tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-if TYPE_CHECKING:  # importing it would import torch
+from ...core.plural import plural
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from ...pipeline.benchmark.bench_result import BenchResult, BenchRow
-
 
 SPEED = {"concept": ("concepts/h", 3600.0), "image": ("images/s", 1.0)}
 
+app = typer.Typer()
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL", help="spriteworld, sd1, sd2, sdxl, or any base model: a folder, a Hub id or a URI."
+        ),
+    ] = "spriteworld",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device to measure.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: all cores that this process may use.")
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option(min=2, help="Training steps to measure; seconds are scaled to the settings' iterations.")
+    ] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Measure every row this often, in turn, and keep the best.")] = 3,
+    max_pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="The most concepts trained together. Default: as many as a GPU's memory holds, else 16.",
+        ),
+    ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN.YAML",
+            help="Take the training and sampling settings of this run spec. V* stays frozen. Default: the default "
+            "settings.",
+        ),
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW", help="Measure only this row, beside the peer's. May be given several times."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON to this file.")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write torch's profile of one packed training step and of rendering to this file, and measure no "
+            "rows.",
+        ),
+    ] = None,
+) -> None:
+    """Measure the speed of training and rendering on this machine, beside diffusers' own ways of doing both.
+
+    Training: `peer` and `peer_cached` (diffusers' DreamBooth-LoRA loop, also
+    with its caching), `alone`, `packed_2`, `packed_4`, … (ours, that many
+    concepts together). Rendering: `peer_render` (diffusers' pipeline, a LoRA
+    at a time), `render_base` (no residual), `render`, `render_lag`.
+
+    sd1, sd2 and sdxl are Stable Diffusion's published shapes with random
+    weights: nothing is downloaded.
+
+    Example: [bold]persres-batch bench --model sd1 --device cuda --json sd1.json[/bold]
+    """
+    from rich.console import Console
+
+    from ...pipeline.benchmark.bench import run_bench
+    from ...pipeline.benchmark.bench_plan import load_bench_model, make_bench_plan
+    from ...pipeline.benchmark.step_profile import profile_steps
+    from ...pipeline.spec.run_spec import RunSpec
+
+    _quiet_libraries()
+    settings = {"device": device, "threads": threads, "max_pack": max_pack, "iterations": iterations, "rounds": rounds}
+    bench_plan = make_bench_plan(RunSpec.load(spec) if spec else None, **settings, rows=row or ())
+    with measuring(Console(stderr=True)) as on_progress:
+        base = load_bench_model(model, bench_plan.device)
+        if profile is not None:
+            profile.write_text(profile_steps(base, bench_plan), encoding="utf-8")
+            return
+        result = run_bench(base, bench_plan, on_progress)
+    if json_file is not None:
+        json_file.write_text(result.to_json() + "\n", encoding="utf-8")
+    console = Console()
+    for part in bench_tables(result):
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+
 
 def bench_tables(result: BenchResult) -> Iterator[str | Table]:
-    """What is printed: where it was measured, a table of training and one of rendering, and notes."""
+    """The machine, a table of training, a table of rendering, and notes."""
     machine = result.machine
-    threads = f"{machine['threads']} CPU thread{'' if machine['threads'] == 1 else 's'}"
     peak = machine["matmul_flops_per_second"] / 1e12
-    yield f"{machine['model']} on {machine['device']}, {threads}, {machine['dtype']}; peak: {peak:.3g} TFLOP/s"
+    yield (
+        f"{machine['model']} on {machine['device']}, {plural(machine['threads'], 'CPU thread')}, {machine['dtype']}; "
+        f"peak: {peak:.3g} TFLOP/s"
+    )
     for unit in SPEED:
         rows = [row for row in result.rows if row.unit == unit]
         if rows:
@@ -30,7 +120,23 @@ def bench_tables(result: BenchResult) -> Iterator[str | Table]:
     yield from result.notes
 
 
+@contextmanager
+def measuring(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that shows progress: the text of this moment, how many rows are done, and of how many."""
+    if not console.is_terminal:
+        yield lambda text, done, total: console.print(f"{text} ({done} of {total} done)", highlight=False)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading the model", total=None)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+
+
 def _table(rows: Sequence[BenchRow], unit: str) -> Table:
+    from rich.table import Table
+
     speed, per = SPEED[unit]
     table = Table()
     table.add_column("")
@@ -48,23 +154,11 @@ def _table(rows: Sequence[BenchRow], unit: str) -> Table:
     return table
 
 
-def quiet_libraries() -> None:
-    """Loading models and LoRAs again and again, diffusers and transformers would fill the screen."""
+def _quiet_libraries() -> None:
+    """Silence diffusers and transformers, which would fill the screen as models and LoRAs are loaded repeatedly."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-
-@contextmanager
-def measuring(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields the function to call with (what is measured now, how many are done, how many there will be)."""
-    if not console.is_terminal:
-        yield lambda text, done, total: console.print(f"{text} ({done} of {total} done)", highlight=False)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading the model", total=None)
-        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)

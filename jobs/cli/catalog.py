@@ -1,124 +1,162 @@
-"""The commands that keep a catalog in order: gc, forget, verify. `cli` makes them its own."""
+"""The commands that read a catalog: `status`, `report` and `export`."""
 
 from __future__ import annotations
 
-import json
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from . import upkeep_text
+from ...core.errors import InvalidInput
+from ...core.plural import plural
+from .options import CatalogArgument, CatalogOption, JobServerOption, JsonOption, SpecOption
+from .printing import busy_text, cost_text, failure_lines, print_choices, state_text
+from .runs import RunCatalogOption, names_a_run, show_run
+from .targets import ChosenCatalog, catalog_of_manifest, is_manifest
 
 if TYPE_CHECKING:
-    from ...pipeline.catalog.lease import Lease
-    from ...pipeline.catalog.store import CatalogStore
+    from ...pipeline.run.catalog_status import CatalogStatus
 
 app = typer.Typer()
 
-FAULTS_FOUND = 1
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no length of time; say for example 90s, 30m, 24h or 7d")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])}).total_seconds()
-
-
-CatalogArgument = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog's folder or URI.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-
-
-@app.command(help=upkeep_text.GC)
-def gc(
-    catalog: CatalogArgument,
-    delete: Annotated[bool, typer.Option("--delete", help=upkeep_text.GC_DELETE)] = False,
-    older_than: Annotated[str, typer.Option(metavar="AGE", help=upkeep_text.GC_OLDER_THAN)] = "24h",
+@app.command()
+def status(
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CATALOG|MANIFEST|RUN",
+            help="A catalog's folder or URI; a manifest, for the catalog that `submit` would use; or a run's id, "
+            "together with --catalog or --address.",
+        ),
+    ] = None,
+    spec: SpecOption = None,
+    catalog: RunCatalogOption = None,
+    address: JobServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    from ...pipeline.maintenance.gc import collect_garbage, remove_garbage
-    from ..observe.display import counting
+    """Show what a catalog holds, what its latest run did, failed and left, and which run holds it.
 
-    age, store = _seconds(older_than), _catalog(catalog)
-    if delete:
-        with _held(store, "gc") as lease, counting(Console(stderr=True), "removing") as on_progress:
-            found = collect_garbage(store, older_than_s=age, now=time.time())
-            remove_garbage(store, found, on_progress=on_progress, check=lease.check)
-    else:
-        found = collect_garbage(store, older_than_s=age, now=time.time())
-    _print(
-        as_json,
-        lambda: upkeep_text.garbage_values(found, deleted=delete),
-        lambda: upkeep_text.garbage_lines(store.uri, found, deleted=delete),
-    )
+    Or show one run: waiting, running, ended, stopped, failed or lost. The
+    catalog knows it also when the run's cluster is gone.
 
-
-@app.command(help=upkeep_text.FORGET)
-def forget(
-    catalog: CatalogArgument,
-    concept_ids: Annotated[list[str], typer.Argument(metavar="CONCEPT…", help=upkeep_text.FORGET_CONCEPTS)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help=upkeep_text.FORGET_DRY_RUN)] = False,
-) -> None:
-    from ...pipeline.maintenance.forget import forget as forget_concepts
-    from ...pipeline.maintenance.traces import find_traces, require_known
-    from ..observe.display import counting
-
-    store = _catalog(catalog)
-    with counting(Console(stderr=True), "searching") as on_progress:
-        if dry_run:
-            traces = find_traces(store, concept_ids, on_progress=on_progress)
-            require_known(store, traces)
-            lines = upkeep_text.traces_lines(store.uri, traces)
-        else:
-            with _held(store, "forget") as lease:
-                forgotten = forget_concepts(store, concept_ids, on_progress=on_progress, check=lease.check)
-            lines = upkeep_text.forgotten_lines(store.uri, forgotten)
-    print(*lines, sep="\n")
-
-
-@app.command(help=upkeep_text.VERIFY)
-def verify(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
-    from ...pipeline.maintenance.verify import verify as verify_catalog
-    from ..observe.display import counting
-
-    store = _catalog(catalog)
-    with counting(Console(stderr=True), "reading files") as on_progress:
-        found = verify_catalog(store, on_progress=on_progress)
-    _print(
-        as_json,
-        lambda: upkeep_text.verification_values(found),
-        lambda: upkeep_text.verification_lines(store.uri, found),
-    )
-    raise typer.Exit(0 if found.clean else FAULTS_FOUND)
-
-
-def _catalog(uri: str) -> CatalogStore:
-    """An existing catalog; a mistyped address is not an empty one."""
-    from ...core.errors import InvalidInput
+    Example: [bold]persres-batch status mugs.parquet[/bold] or
+    [bold]persres-batch status 20261122T190501Z-3fa9c1 --address http://127.0.0.1:8265[/bold]
+    """
     from ...pipeline.catalog.store import CatalogStore
+    from ...pipeline.run.catalog_status import catalog_status
 
-    store = CatalogStore(uri)
-    if not store.list(""):
-        raise InvalidInput(f"there is no catalog at {store.uri}", fix="check the path, or submit a manifest first")
-    return store
+    if subject is None and address is None:
+        subject, catalog = catalog, None
+    if subject is None:
+        raise InvalidInput(
+            "`status` needs a catalog, a manifest or a run's id",
+            fix="for example `persres-batch status mugs.parquet` after `persres-batch submit mugs.parquet`; "
+            "`persres-batch list` lists runs",
+        )
+    if is_manifest(subject):
+        if address is not None:
+            raise InvalidInput("--address is for a run's id", fix="give a run's id, or leave --address out")
+        chosen = catalog_of_manifest(subject, spec, catalog)
+    else:
+        _require_no_spec(spec)
+        if names_a_run(subject, catalog, address):
+            show_run(subject, catalog, address, as_json=as_json)
+            return
+        chosen = ChosenCatalog(subject)
+    found = catalog_status(CatalogStore(chosen.uri))
+    if chosen.place and not found.concepts and not found.runs:
+        reason = f"there is no catalog at {chosen.uri} ({chosen.place})"
+        raise InvalidInput(reason, fix="submit the manifest first, or give --catalog URI")
+    print_choices(chosen.line)
+    print(found.to_json() if as_json else "\n".join(status_lines(found)))
 
 
-@contextmanager
-def _held(store: CatalogStore, doing: str) -> Iterator[Lease]:
-    """The catalog for this command alone; whoever wants it meanwhile reads which command has it."""
-    from ...pipeline.catalog.lease import hold_lease, owner_here
-    from ...pipeline.run.run_id import new_run_id
+@app.command()
+def report(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="CATALOG|MANIFEST",
+            help="A catalog's folder or URI; or a manifest, for the catalog that `submit` would use.",
+        ),
+    ],
+    manifest: Annotated[
+        str | None,
+        typer.Option(metavar="MANIFEST", help="Show the references of this manifest, and only its concepts."),
+    ] = None,
+    spec: SpecOption = None,
+    catalog: CatalogOption = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("report.html"),
+    limit: Annotated[int, typer.Option(min=1, help="Show this many concepts, lowest scores first.")] = 200,
+) -> None:
+    """Write a catalog's references, renderings and scores as one self-contained HTML page.
 
-    with hold_lease(store, f"{doing}-{new_run_id(store)}", owner_here()) as lease:
-        yield lease
+    Example: [bold]persres-batch report mugs.parquet --out mugs.html[/bold]
+    """
+    from ...pipeline.run.catalog_report import write_report
+
+    if is_manifest(subject):
+        chosen, manifest = catalog_of_manifest(subject, spec, catalog), manifest or subject
+        print_choices(chosen.line)
+    elif catalog is not None:
+        raise InvalidInput("--catalog is for a manifest", fix=f"leave it out, or give a manifest instead of {subject}")
+    else:
+        _require_no_spec(spec)
+        chosen = ChosenCatalog(subject)
+    shown = write_report(chosen.uri, out, manifest_uri=manifest, limit=limit)
+    print(f"wrote {out}: {plural(shown, 'concept')} in the catalog")
 
 
-def _print(as_json: bool, values: Callable[[], object], lines: Callable[[], Iterable[str]]) -> None:
-    print(json.dumps(values(), indent=1, sort_keys=True) if as_json else "\n".join(lines()))
+@app.command()
+def export(
+    catalog: CatalogArgument,
+    concept_ids: Annotated[list[str], typer.Argument(metavar="CONCEPT…", help="Ids of committed concepts.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, with a folder a concept.")] = Path(
+        "export"
+    ),
+) -> None:
+    """Write committed residuals as files for diffusers, ComfyUI and A1111, and the embeddings of V*.
+
+    Other programs apply a residual everywhere in an image; LAG needs this
+    package.
+
+    Example: [bold]persres-batch export mugs-catalog mug-1 mug-2 --out loras[/bold]
+    """
+    from ...pipeline.catalog.index import read_committed
+    from ...pipeline.catalog.store import CatalogStore
+    from ...pipeline.export import export_concept
+
+    committed = read_committed(store := CatalogStore(catalog))
+    missing = [concept_id for concept_id in concept_ids if concept_id not in committed]
+    if missing:
+        raise InvalidInput(f"{catalog} holds no concept {', '.join(missing)}", fix="see `persres-batch status`")
+    for concept_id in concept_ids:
+        for path in export_concept(store, committed[concept_id], out):
+            print(path)
+
+
+def status_lines(status: CatalogStatus) -> Iterator[str]:
+    """A catalog's status for people."""
+    yield f"{status.uri}: {plural(status.concepts, 'concept')} committed, {plural(status.runs, 'run')}"
+    latest = status.latest
+    if latest is not None:
+        counts = f"{latest.done} done, {len(latest.failed)} failed, {latest.left} left of {latest.planned}"
+        details = f"{state_text(latest.state)}{busy_text(latest.device_busy_share)}{cost_text(latest.cost)}"
+        yield f"latest run {latest.run_id}: {counts} ({details})"
+        yield from failure_lines(latest.failed)
+        if latest.report:
+            yield f"report: {latest.report}"
+    if status.holder is None:
+        yield "held by nobody"
+    else:
+        since = datetime.fromtimestamp(status.holder.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        expired = ", but the lease has expired" if status.holder.expired else ""
+        yield f"held by run {status.holder.run_id} of {status.holder.owner} since {since}{expired}"
+
+
+def _require_no_spec(spec: str | None) -> None:
+    if spec is not None:
+        raise InvalidInput("--spec is for a manifest", fix="give a manifest, or leave --spec out")

@@ -1,17 +1,63 @@
-"""The table that `persres-batch demo` ends with: does the residual help, and what does localizing it change?"""
+"""The command `demo`, and the table it ends with: does the residual help, and what does localizing it change?"""
 
 from __future__ import annotations
 
-from rich.table import Table
-from transformers.utils import logging
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ...pipeline.spriteworld.training.judge_demo import judge_catalog
+import typer
 
-LABELS = {"base": "base model", "residual": "residual", "lag": "residual with LAG"}
+from ...core.exit_codes import ExitCode
+from .options import WorkersOption
+from .submit import print_summary, report_of
+from .targets import SPEC_FILE, catalog_beside
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+VARIANT_LABELS = {"base": "base model", "residual": "residual", "lag": "residual with LAG"}
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")] = Path("persres-demo"),
+    concepts: Annotated[int, typer.Option(min=1, help="The number of concepts.")] = 12,
+    workers: WorkersOption = None,
+) -> None:
+    """Run everything once on a small drawn world that comes with the package: no download, no GPU, a few minutes.
+
+    Example: [bold]persres-batch demo --out persres-demo[/bold]
+    """
+    from rich.console import Console
+
+    from ...pipeline.spec.run_spec import RunSpec
+    from ...pipeline.spriteworld.demo_catalog import write_demo
+    from ..cluster.placement import Placement
+    from ..submit import submit_local
+
+    console, manifest = Console(stderr=True), str(out / "manifest.parquet")
+    catalog = catalog_beside(manifest)
+    write_demo(out, concepts=concepts)
+    console.print(f"wrote {concepts} concepts to {out}; from here on this is the same as:", highlight=False)
+    by_hand = f"  cd {shlex.quote(str(out))} && persres-batch submit manifest.parquet"
+    console.print(by_hand, highlight=False, soft_wrap=True, markup=False)
+    finished = submit_local(manifest, RunSpec.load(out / SPEC_FILE), catalog, placement=Placement(workers))
+    if finished.summary.committed or finished.summary.current:
+        Console().print(demo_table(catalog, manifest))
+    print_summary(finished, report_of(finished, catalog))
+    raise typer.Exit(ExitCode.CONCEPTS_FAILED if finished.summary.failed else ExitCode.OK)
 
 
 def demo_table(catalog_uri: str, manifest_uri: str) -> Table:
-    """Score the demo's catalog against what its concepts truly look like, one line a variant."""
+    """Score the demo's catalog against true drawings of its concepts, one row a variant."""
+    from rich.table import Table
+    from transformers.utils import logging
+
+    from ...pipeline.spriteworld.training.judge_demo import judge_catalog
+
     logging.disable_progress_bar()  # loading the scorer's few weights needs none
     table = Table(title="Means over all renderings; 1 is best", title_justify="left")
     table.add_column("")
@@ -19,5 +65,5 @@ def demo_table(catalog_uri: str, manifest_uri: str) -> Table:
         table.add_column(name, justify="right")
     for scores in judge_catalog(catalog_uri, manifest_uri):
         values = (scores.identity, scores.prompt, scores.background)
-        table.add_row(LABELS.get(scores.variant, scores.variant), *(f"{value:.3f}" for value in values))
+        table.add_row(VARIANT_LABELS.get(scores.variant, scores.variant), *(f"{value:.3f}" for value in values))
     return table

@@ -1,4 +1,4 @@
-"""How a `submit` ended, for whoever is not a person at a terminal: the JSON of `--json`, and the webhook's message."""
+"""The end of one `submit` for programs: the JSON of `--json`, and the message of the webhook."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ...core.errors import CatalogHeld, InvalidInput, ManifestInvalid, PersresError, Problem
-from ...pipeline.manifest.row import without_credentials
+from ...core.exit_codes import ExitCode
+from ...pipeline.run.duration import format_duration
+from ...pipeline.run.states import SubmitOutcome
 from ...pipeline.run.summary import RunSummary
-from ..format import cost_words, duration
+from ...pipeline.storage.uri import without_credentials
+from ..format import format_cost
 from ..observe.webhook import Webhook
 from ..submit import FinishedRun, RunStopped
 
-State = Literal["ended", "nothing", "failed", "stopped", "refused", "held"]
-"""ended: every concept is done or failed. nothing: all were current. failed: the run says why. stopped: somebody wanted
-that. refused: the manifest, the spec or the command cannot be used. held: another run has the catalog."""
-
 MESSAGE_VERSION = 1
-OK, CONCEPTS_FAILED = 0, 3
 
 
 @dataclass(slots=True)
-class RunEnding:
-    """How one `submit` ended, as far as is known yet. A run has its id once it holds the catalog, a job sooner.
+class SubmitResult:
+    """The end of one `submit`, as far as it is known. A run has its id once it holds the catalog, a job sooner.
 
     Attributes:
-        report: where the page lies of this run, or of the last run that made one.
-        error: what ended it, if it did not come to its end; `fix` is what to do then.
-        webhook: whom to tell, if anybody.
-        has_begun: the run holds, or held, the catalog.
+        catalog: None until it is chosen.
+        spec: the run spec's path without credentials; None for the default settings.
+        report: the page of this run, or of the latest run that wrote one.
+        error: why the run failed or did not start, with its `fix`.
+        webhook: the webhook to notify, if any.
+        has_begun: whether the run holds, or held, the catalog.
     """
 
     manifest: str
-    catalog: str
+    catalog: str | None
+    spec: str | None = None
     run_id: str | None = None
-    state: State | None = None
-    exit_code: int = OK
+    state: SubmitOutcome | None = None
+    exit_code: int = ExitCode.OK
     summary: RunSummary | None = None
     report: str | None = None
     pruned: int = 0
@@ -49,41 +50,47 @@ class RunEnding:
     webhook: Webhook | None = None
     has_begun: bool = False
 
-    def begun(self, run_id: str) -> None:
-        """The run holds its catalog under this id."""
+    def start(self, run_id: str) -> None:
+        """Record that the run holds its catalog under this id."""
         self.run_id, self.has_begun = run_id, True
 
-    def finished(self, finished: FinishedRun, report: str | None) -> None:
-        """The run came to its end."""
+    def finish(self, finished: FinishedRun, report: str | None) -> None:
+        """Record that the run ended, or had nothing to do."""
         summary = finished.summary
         did_something = summary.committed or summary.failed or finished.pruned
-        self.run_id, self.state = summary.run_id, "ended" if did_something else "nothing"
-        self.exit_code = CONCEPTS_FAILED if summary.failed else OK
+        self.run_id, self.state = summary.run_id, "ended" if did_something else "idle"
+        self.exit_code = ExitCode.CONCEPTS_FAILED if summary.failed else ExitCode.OK
         self.summary, self.report, self.pruned = summary, report, finished.pruned
 
-    def broken_off(self, error: Exception) -> None:
-        """The run did not come to its end, or did not begin."""
-        self.state = _state(error, begun=self.has_begun)
+    def fail(self, error: Exception) -> None:
+        """Record that the run did not end, or did not start."""
+        self.state = _outcome_of(error, has_begun=self.has_begun)
         if isinstance(error, PersresError):
-            where = f"concept {error.concept_id}: " if error.concept_id else ""
-            self.exit_code, self.error, self.fix = error.exit_code, where + error.message, error.fix
+            concept = f"concept {error.concept_id}: " if error.concept_id else ""
+            self.exit_code, self.error, self.fix = error.exit_code, concept + error.message, error.fix
         else:
-            self.exit_code, self.error = 1, f"{type(error).__name__}: {error}"
+            self.exit_code, self.error = ExitCode.FAILED, f"{type(error).__name__}: {error}"
         if isinstance(error, ManifestInvalid):
             self.problems = error.problems
 
     def to_json(self) -> str:
-        """One object: of a run that came to its end its summary, of any other what went wrong."""
-        told: dict[str, Any] = {"state": self.state, "exit_code": self.exit_code, "report": self.report}
+        """One object, with the summary of a run that ended, or the error of any other."""
+        values: dict[str, Any] = {
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "report": self.report,
+            "spec": self.spec,
+            "catalog": self.catalog,
+        }
         if self.summary is not None:
-            told |= {**json.loads(self.summary.to_json()), "pruned": self.pruned}
+            values |= {**json.loads(self.summary.to_json()), "pruned": self.pruned}
         else:
-            told |= {"run_id": self.run_id, "manifest": without_credentials(self.manifest), "catalog": self.catalog}
-            told |= {"error": self.error, "fix": self.fix, "problems": [asdict(problem) for problem in self.problems]}
-        return json.dumps(told, indent=1, sort_keys=True)
+            values |= {"run_id": self.run_id, "manifest": without_credentials(self.manifest)}
+            values |= {"error": self.error, "fix": self.fix, "problems": [asdict(problem) for problem in self.problems]}
+        return json.dumps(values, indent=1, sort_keys=True)
 
     def message(self) -> dict[str, Any]:
-        """What a webhook is told. It names no concept: who reads a chat need not know a catalog."""
+        """The webhook's message. It names no concept: readers of a chat need not know what a catalog holds."""
         summary = self.summary
         return {
             "text": _escaped(self.text()),
@@ -102,51 +109,52 @@ class RunEnding:
         }
 
     def text(self) -> str:
-        """All of it in a sentence or two."""
+        """The same in a sentence or two."""
+        subject = self.catalog or without_credentials(self.manifest)
         if self.summary is not None:
-            return f"{self.catalog}: {_in_words(self.summary, self.pruned)}" + (
+            return f"{subject}: {_summary_text(self.summary, self.pruned)}" + (
                 f". Report: {self.report}" if self.report and self.state == "ended" else ""
             )
         fix = f". Fix: {self.fix}" if self.fix else ""
         run = f"run {self.run_id} " if self.run_id else ""
-        return f"{self.catalog}: {run}{self.state}: {self.error}{fix}"
+        return f"{subject}: {run}{self.state}: {self.error}{fix}"
 
 
 @contextmanager
-def telling(ending: RunEnding, *, as_json: bool) -> Iterator[RunEnding]:
-    """Whatever becomes of the run in the block is told at its end: as JSON on standard output, and to its webhook.
+def reporting(result: SubmitResult, *, as_json: bool) -> Iterator[SubmitResult]:
+    """Report the result of the block at its end: as JSON on standard output, and to its webhook.
 
-    Nothing is told if the block leaves the ending open, as one does that only hands the run to somebody else. A webhook
-    that cannot be reached is a warning on standard error.
+    An exception of the block is recorded in the result and raised again. A block that leaves the state open, such as
+    one that only submits to a cluster, reports nothing. If the webhook cannot be reached, a warning is printed.
     """
     try:
-        yield ending
+        yield result
     except Exception as error:
         if not _is_exit(error):
-            ending.broken_off(error)
+            result.fail(error)
         raise
     finally:
-        if ending.state is not None:
+        if result.state is not None:
             if as_json:
-                print(ending.to_json(), flush=True)
-            warning = ending.webhook.tell(ending.state, ending.message()) if ending.webhook else None
+                print(result.to_json(), flush=True)
+            warning = result.webhook.notify(result.state, result.message()) if result.webhook else None
             if warning:
                 print(f"warning: {warning}", file=sys.stderr)
 
 
 def _is_exit(error: Exception) -> bool:
-    """Whether it is the command line's way of ending with an exit code."""
+    """Whether the exception is Typer's way to end with an exit code."""
     import typer
 
     return isinstance(error, typer.Exit | typer.Abort)
 
 
-def _state(error: Exception, *, begun: bool) -> State:
+def _outcome_of(error: Exception, *, has_begun: bool) -> SubmitOutcome:
     if isinstance(error, RunStopped):
         return "stopped"
     if isinstance(error, CatalogHeld):
         return "held"
-    return "refused" if isinstance(error, InvalidInput) and not begun else "failed"
+    return "refused" if isinstance(error, InvalidInput) and not has_begun else "failed"
 
 
 def _counts(summary: RunSummary, pruned: int) -> dict[str, int]:
@@ -160,15 +168,15 @@ def _counts(summary: RunSummary, pruned: int) -> dict[str, int]:
     }
 
 
-def _in_words(summary: RunSummary, pruned: int) -> str:
+def _summary_text(summary: RunSummary, pruned: int) -> str:
     forgotten = f", {pruned} forgotten" if pruned else ""
     if not (summary.committed or summary.failed):
         return f"nothing to do, all {summary.rows} concepts are current{forgotten}"
     counts = f"{summary.committed} done, {len(summary.failed)} failed, {summary.current} current of {summary.rows}"
-    cost = f", {cost_words(summary.cost)}" if summary.cost else ""
-    return f"{counts}{forgotten} in run {summary.run_id} ({duration(summary.wall_seconds)}{cost})"
+    cost = f", {format_cost(summary.cost)}" if summary.cost else ""
+    return f"{counts}{forgotten} in run {summary.run_id} ({format_duration(summary.wall_seconds)}{cost})"
 
 
 def _escaped(text: str) -> str:
-    """Without what chats take for mentions and links: an error may repeat what a manifest says."""
+    """Escape what chats take for mentions and links: an error may repeat what a manifest says."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""The command that writes a scheduled refresh: schedule. `cli` makes it its own."""
+"""The command `schedule`."""
 
 from __future__ import annotations
 
@@ -10,78 +10,105 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from ...pipeline.spec.run_spec import RunSpec
-    from ..schedule.units import Refresh
+from ...core.errors import InvalidInput
+from .options import CatalogOption, DeviceOption, ForceOption, ManifestArgument, PruneOption, SpecOption
+from .printing import print_choices
+from .targets import ChosenSpec, choose_catalog, choose_spec
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from ..schedule.units import Refresh
 
 Form = Literal["raycronjob", "crontab", "systemd"]
 
-SCHEDULE = """Write what makes `submit` run by itself, every night for example: for Kubernetes, cron or systemd.
-
-It is ready to be used as it is, holds no secret, and says how to install it. Nights that overlap do no harm: the
-second run finds the catalog held and ends with exit code 4.
-
-Example: [bold]persres-batch schedule mugs.parquet --spec run.yaml --catalog out
---cron "0 3 * * *" --as systemd[/bold]"""
-CRON = "Five fields: minute, hour, day of the month, month, weekday. `0 3 * * *` is every night at three."
-FORM = (
-    "raycronjob: a RayCronJob (KubeRay 1.6) with a cluster of its own each time; crontab: a line for cron; "
-    "systemd: a service and a timer of your own."
-)
-IMAGE = "For raycronjob: the image with persres-batch in it, with its version."
-NAME = "What it is called. Default: persres- and the catalog's name."
-WORKERS = "Workers at once, as in `submit`; for raycronjob also the most GPU pods."
-ADDRESS = "For crontab and systemd: the dashboard of a cluster that runs already. Default: this machine."
-OUT = "Where to write it; for systemd the two files are named after it. Default: standard output."
+app = typer.Typer()
 
 
-@app.command(help=SCHEDULE)
+@app.command()
 def schedule(
-    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="The manifest: a path or URI.")],
-    spec: Annotated[Path, typer.Option("--spec", metavar="RUN.YAML", help="The run spec.")],
-    catalog: Annotated[str, typer.Option("--catalog", metavar="URI", help="The catalog's folder or URI.")],
-    cron: Annotated[str, typer.Option("--cron", metavar="EXPRESSION", help=CRON)],
-    form: Annotated[Form, typer.Option("--as", help=FORM)],
-    image: Annotated[str | None, typer.Option(metavar="IMAGE", help=IMAGE)] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help=NAME)] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help=ADDRESS)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="As in `submit`.")] = "auto",
-    prune: Annotated[bool, typer.Option("--prune", help="As in `submit`.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help=OUT)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are already there.")] = False,
+    manifest: ManifestArgument,
+    cron: Annotated[
+        str,
+        typer.Option(
+            "--cron",
+            metavar="EXPRESSION",
+            help="Five fields: minute, hour, day of the month, month, weekday. `0 3 * * *` is every night at three.",
+        ),
+    ],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--as",
+            help="raycronjob: a RayCronJob (KubeRay 1.6) with a new cluster each time; crontab: a line for cron; "
+            "systemd: a service and a timer of the user.",
+        ),
+    ],
+    spec: SpecOption = None,
+    catalog: CatalogOption = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="For raycronjob: the image with persres-batch in it, and its version."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name. Default: persres- and the catalog's name.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of workers, as in `submit`; for raycronjob also the most GPU pods."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR",
+            help="For crontab and systemd: the dashboard of a running cluster. Default: this machine.",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    prune: PruneOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file to write; for systemd, two files are named after it. Default: standard output.",
+        ),
+    ] = None,
+    force: ForceOption = False,
 ) -> None:
-    from ...pipeline.spec.run_spec import RunSpec
+    """Write a schedule that runs `submit` by itself, every night for example: for Kubernetes, cron or systemd.
+
+    It is ready to use, holds no secret, and is followed by the command that
+    installs it. Overlapping runs do no harm: the second finds the catalog
+    held, and exits.
+
+    Example: [bold]persres-batch schedule mugs.parquet --cron "0 3 * * *" --as systemd[/bold]
+    """
     from ..schedule.cron import CronSchedule
     from ..schedule.units import Refresh, default_name
 
     in_cluster = form == "raycronjob"
     _check_choices(in_cluster=in_cluster, image=image, address=address, device=device)
+    chosen_spec = choose_spec(manifest, spec)
+    chosen_catalog = choose_catalog(manifest, catalog, chosen_spec)
+    print_choices(chosen_spec.line, chosen_catalog.line)
     refresh = Refresh(
-        name or default_name(catalog),
+        name or default_name(chosen_catalog.uri),
         CronSchedule.parse(cron),
         manifest if in_cluster else _absolute(manifest),
-        catalog if in_cluster else _absolute(catalog),
+        chosen_catalog.uri if in_cluster else _absolute(chosen_catalog.uri),
         workers=workers,
         address=address,
         device=device,
         prune=prune,
     )
-    run_spec = RunSpec.load(spec)
-    files = _written(form, refresh, run_spec, os.path.abspath(spec), image, out or Path(refresh.name))
+    files = _render(form, refresh, chosen_spec, image, out or Path(refresh.name))
     if out is None:
         print(*(f"# {path.name}\n{text}" if len(files) > 1 else text for path, text in files.items()), sep="\n", end="")
     else:
         _write(files, force=force)
-    for line in _next_steps(form, refresh, list(files), shown=out is None):
+    for line in _next_steps(form, refresh, list(files), on_stdout=out is None):
         print(line, file=sys.stderr)
 
 
 def _check_choices(*, in_cluster: bool, image: str | None, address: str | None, device: str) -> None:
-    from ...core.errors import InvalidInput
-
     if in_cluster and image is None:
         raise InvalidInput("--as raycronjob needs an image", fix="build one from jobs/deploy/Dockerfile: --image IMAGE")
     if in_cluster and address is not None:
@@ -92,52 +119,53 @@ def _check_choices(*, in_cluster: bool, image: str | None, address: str | None, 
         raise InvalidInput("--image is for --as raycronjob", fix="leave --image out")
 
 
-def _written(
-    form: Form, refresh: Refresh, spec: RunSpec, spec_path: str, image: str | None, out: Path
-) -> dict[Path, str]:
-    """What is to be written where."""
+def _render(form: Form, refresh: Refresh, spec: ChosenSpec, image: str | None, out: Path) -> dict[Path, str]:
+    """The text of each file to write."""
     from ..schedule.kuberay import ray_cron_job, to_yaml
     from ..schedule.units import crontab_line, systemd_units
 
     if form == "raycronjob":
         assert image is not None
         comment = (
-            f"persres-batch: {refresh.catalog_uri} brought up to date with {refresh.manifest_uri}\n"
+            f"persres-batch: keeps {refresh.catalog_uri} up to date with {refresh.manifest_uri}\n"
             "Needs KubeRay 1.6 or newer with its feature gate RayCronJob on; times are the operator's, commonly UTC.\n"
-            "jobs/deploy/raycluster.yaml says what each line of the cluster is for. Credentials, where no role of the\n"
-            "cloud gives them, come from a Secret persres-credentials, which has to be made by hand."
+            "jobs/deploy/raycluster.yaml explains each line of the cluster. Credentials, unless a role of the cloud\n"
+            "gives them, come from a Secret persres-credentials, which has to be created by hand."
         )
-        return {out: to_yaml(ray_cron_job(refresh, spec, image=image), comment=comment)}
-    program = _program()
+        return {out: to_yaml(ray_cron_job(refresh, spec.spec, image=image), comment=comment)}
+    if spec.path is None:
+        raise InvalidInput(
+            f"a schedule needs a run spec ({spec.place})",
+            fix="write one beside the manifest with `persres-batch init`, or give --spec RUN.YAML",
+        )
+    spec_path = _absolute(spec.path)
     if form == "crontab":
-        return {out: crontab_line(refresh, program, spec_path)}
-    units = systemd_units(refresh, program, spec_path, grace_seconds=spec.recovery.grace_seconds)
+        return {out: crontab_line(refresh, _program(), spec_path)}
+    units = systemd_units(refresh, _program(), spec_path, grace_seconds=spec.spec.recovery.grace_seconds)
     return {out.with_name(out.name.removesuffix(".service").removesuffix(".timer") + end): units[end] for end in units}
 
 
 def _write(files: dict[Path, str], *, force: bool) -> None:
-    from ...core.errors import InvalidInput
-
-    there = [path for path in files if path.exists()]
-    if there and not force:
-        raise InvalidInput(f"{there[0]} is already there", fix="choose another name, or replace it with --force")
+    existing = [path for path in files if path.exists()]
+    if existing and not force:
+        raise InvalidInput(f"{existing[0]} already exists", fix="choose another name, or replace it with --force")
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
 
 
-def _next_steps(form: Form, refresh: Refresh, paths: list[Path], *, shown: bool) -> list[str]:
-    """When it will run, and how it is put to work."""
+def _next_steps(form: Form, refresh: Refresh, paths: list[Path], *, on_stdout: bool) -> list[str]:
+    """The next times of the schedule, and the command that installs it."""
     if form == "raycronjob":
         now, zone = datetime.now(UTC), "UTC, if that is the operator's time"
     else:
         now, zone = datetime.now(), "this machine's time"
     times = ", ".join(time.strftime("%a %Y-%m-%d %H:%M") for time in refresh.cron.next_times(now))
-    file = "FILE" if shown else str(paths[0])
+    file = "FILE" if on_stdout else str(paths[0])
     steps = {
         "raycronjob": f"kubectl apply -f {file}",
         "crontab": f"(crontab -l; cat {file}) | crontab -",
-        "systemd": f"cp {' '.join(path.name if shown else str(path) for path in paths)} ~/.config/systemd/user/ && "
+        "systemd": f"cp {' '.join(path.name if on_stdout else str(path) for path in paths)} ~/.config/systemd/user/ && "
         f"systemctl --user daemon-reload && systemctl --user enable --now {paths[-1].name} && loginctl enable-linger",
     }
     return [f"next runs: {times} ({zone})", f"next: {steps[form]}"]
@@ -148,6 +176,6 @@ def _absolute(uri: str) -> str:
 
 
 def _program() -> list[str]:
-    """The command as cron and systemd find it, who know nothing of virtual environments."""
+    """The command with absolute paths, because cron and systemd know no virtual environment."""
     script = Path(sys.executable).with_name("persres-batch")
     return [str(script)] if script.exists() else [sys.executable, "-m", "persres.jobs.cli"]

@@ -1,1 +1,1 @@
-"""Where a run works: a Ray on this machine, a cluster's nodes, jobs on a cluster's job server."""
+"""Where a run is executed: an embedded Ray, the nodes of a cluster, the jobs of a cluster's job server."""

@@ -1,4 +1,4 @@
-"""Our own code on its way to a cluster, and which version of it that is."""
+"""The code that travels with a job to its cluster, and the versions that a run is computed with."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "ray")
 
 
 def copy_floors(folder: Path) -> Path:
-    """A copy of this package as one importable folder, `<folder>/persres`.
+    """Copy this package to `<folder>/persres`, which can be imported. Returns that folder.
 
-    A folder is uploaded under the digest of its content. A wheel would be uploaded under its name, and installed with
-    all it depends on: docs/decisions/0010-code-travels-as-a-folder.md.
+    Ray uploads a folder under the digest of its content, but a wheel under its name, and installs all that the wheel
+    depends on: docs/decisions/0010-code-travels-as-a-folder.md.
     """
     package = folder / "persres"
     for floor in FLOORS:
@@ -28,11 +28,12 @@ def copy_floors(folder: Path) -> Path:
 
 
 def code_digest(package: Path = _SOURCE) -> str:
-    """What the Python files of the three floors say, in 16 hexadecimal digits: a checkout, an installed wheel and a
-    copy on a cluster have the same one if they are the same code.
+    """Digest of the Python files of the three floors, 16 hexadecimal digits.
+
+    A checkout, an installed wheel and a copy on a cluster have the same digest if they are the same code.
 
     Args:
-        package: the folder with the floors in it; by default where this very code is.
+        package: the folder that contains the floors; by default that of this code.
     """
     digest = hashlib.sha256()
     for floor in FLOORS:
@@ -43,22 +44,22 @@ def code_digest(package: Path = _SOURCE) -> str:
 
 
 def package_version() -> str:
-    """persres-batch's, where it is installed; empty where only its code is."""
+    """The installed version of persres-batch; empty if only its code is here, as in a job."""
     try:
         return version("persres-batch")
     except PackageNotFoundError:
         return ""
 
 
-def versions_here() -> dict[str, str]:
-    """What a run was computed with: Python, the libraries, persres-batch, and the digest of its code.
+def installed_versions() -> dict[str, str]:
+    """The versions that a run is computed with: Python, libraries, persres-batch, and the digest of its code.
 
-    Code that has travelled with a job is not installed there: the job's environment says its version.
+    Code that travels with a job is not installed: its version is in the job's environment.
     """
     found = {"python": platform.python_version(), "code": code_digest()}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    if ours := os.environ.get("PERSRES_VERSION") or package_version():
-        found["persres-batch"] = ours
+    if own := os.environ.get("PERSRES_VERSION") or package_version():
+        found["persres-batch"] = own
     return found

@@ -5,6 +5,4 @@ from __future__ import annotations
 from typing import Literal
 
 Device = Literal["cpu", "cuda"]
-
-
 DeviceChoice = Literal["auto", "cpu", "cuda"]

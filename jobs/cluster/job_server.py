@@ -1,6 +1,6 @@
-"""A Ray cluster's job server, as the commands talk to it: reached, refused for want of a token, or away.
+"""A client for the job server of a Ray cluster, with our errors.
 
-Everything goes over the dashboard's HTTP API, so that any machine with the token and a way to the dashboard will do.
+It uses the dashboard's HTTP API, so that any machine will do that has the token and can reach the dashboard.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...core.errors import InvalidInput, PersresError
-from ...pipeline.timing import JOB_SERVER_TIMEOUT_S
+from ...core.timing import JOB_SERVER_TIMEOUT_S
 
 if TYPE_CHECKING:  # importing it takes a second or more
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-
 T = TypeVar("T")
 
 
-class ClusterAway(InvalidInput):
-    """No job server answers at an address: a wrong address, no tunnel, or the cluster is gone."""
+class ClusterUnreachable(InvalidInput):
+    """No job server answers at an address: the address is wrong, the tunnel is closed, or the cluster is gone."""
 
 
-class JobRefused(PersresError):
-    """The job server answered, and would not do what it was asked."""
+class JobServerError(PersresError):
+    """The job server answered a request with an error."""
 
 
 class JobServer:
-    """One cluster's jobs.
+    """The jobs of a cluster.
 
-    Every method raises `ClusterAway` if nobody answers, and `InvalidInput` if the token is missing or wrong.
+    Every method raises `ClusterUnreachable` if the job server does not answer, and `InvalidInput` if the token is
+    missing or wrong.
 
     Args:
-        address: the dashboard's, such as "http://127.0.0.1:8265". A token in RAY_AUTH_TOKEN or at RAY_AUTH_TOKEN_PATH
+        address: of the dashboard, such as "http://127.0.0.1:8265". A token in RAY_AUTH_TOKEN or at RAY_AUTH_TOKEN_PATH
             is used as Ray does.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         try:
-            self._client = self._ask(lambda: _client(address))
-        except (JobRefused, ValueError) as error:  # somebody else's server, or an address that cannot be one
-            raise self._away(error) from error
+            self._client = self._call(lambda: _client(address))
+        except (JobServerError, ValueError) as error:  # some other server, or not an address
+            raise self._unreachable(error) from error
 
     def submit(
         self, *, entrypoint: str, submission_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> None:
-        """Hand over a job under a name of ours.
+        """Submit a job.
 
         Raises:
-            JobRefused: there is a job of that name already, or the cluster cannot take it.
+            JobServerError: a job of this submission id exists, or the cluster cannot accept the job.
         """
-        self._ask(
+        self._call(
             lambda: self._client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=submission_id,
@@ -63,39 +63,39 @@ class JobServer:
         )
 
     def job(self, submission_id: str) -> JobDetails | None:
-        """What is known of a job, or None if the cluster has never heard of it: its head may have been started anew."""
+        """The details of a job; None if the cluster does not know it, as after a restart of its head."""
         try:
-            return self._ask(lambda: self._client.get_job_info(submission_id))
-        except JobRefused as error:
+            return self._call(lambda: self._client.get_job_info(submission_id))
+        except JobServerError as error:
             if "does not exist" in str(error) or "status code 404" in str(error):
                 return None
             raise
 
     def jobs(self) -> Sequence[JobDetails]:
-        """Every job the cluster knows, ended ones included; anybody's."""
-        return self._ask(self._client.list_jobs)
+        """All jobs that the cluster knows, whoever submitted them, ended ones included."""
+        return self._call(self._client.list_jobs)
 
     def log(self, submission_id: str) -> str:
-        """All that a job has printed.
+        """The output of a job so far.
 
         Raises:
-            JobRefused: there is no such job, or its node has gone with the log.
+            JobServerError: there is no such job, or its log is gone with its node.
         """
-        return self._ask(lambda: self._client.get_job_logs(submission_id))
+        return self._call(lambda: self._client.get_job_logs(submission_id))
 
-    def log_as_it_grows(self, submission_id: str) -> AsyncIterator[str]:
-        """The same from the beginning, piece by piece; raises whatever Ray's client does."""
+    def tail_log(self, submission_id: str) -> AsyncIterator[str]:
+        """The output of a job from its beginning, in chunks, as it grows; raises the errors of Ray's client."""
         return self._client.tail_job_logs(submission_id)
 
     def stop(self, submission_id: str) -> bool:
-        """Ask a job to end; returns at once, with whether it was under way.
+        """Request that a job stops. Returns at once, with whether it was running.
 
         Raises:
-            JobRefused: there is no such job.
+            JobServerError: there is no such job.
         """
-        return self._ask(lambda: self._client.stop_job(submission_id))
+        return self._call(lambda: self._client.stop_job(submission_id))
 
-    def _ask(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -108,25 +108,25 @@ class JobServer:
                 "RAY_AUTH_TOKEN_PATH (by default ~/.ray/auth_token)",
             ) from None
         except (requests.RequestException, ConnectionError) as error:
-            raise self._away(error) from error
+            raise self._unreachable(error) from error
         except RuntimeError as error:
-            raise JobRefused(
-                f"the Ray cluster at {self.address} refused: {_brief(error)}",
-                fix="look at its dashboard, and whether its Ray is of this machine's version",
+            raise JobServerError(
+                f"the Ray cluster at {self.address} refused: {_reason(error)}",
+                fix="look at its dashboard, and check that its Ray has the version of this machine's",
             ) from error
 
-    def _away(self, error: Exception) -> ClusterAway:
-        return ClusterAway(
-            f"no Ray cluster answers at {self.address}: {_brief(error)}",
+    def _unreachable(self, error: Exception) -> ClusterUnreachable:
+        return ClusterUnreachable(
+            f"no Ray cluster answers at {self.address}: {_reason(error)}",
             fix="give the dashboard's address, such as http://127.0.0.1:8265 behind `ray dashboard cluster.yaml`",
         )
 
 
 def job_server_address(given: str | None) -> str | None:
-    """The job server to talk to: `given`, else RAY_ADDRESS if that is one; None if neither is.
+    """The address of the job server to use: `given`, else RAY_ADDRESS if it is one; None if neither is.
 
     Raises:
-        InvalidInput: `given` is something else, such as the address of a cluster's GCS.
+        InvalidInput: `given` is not a job server's address, but for example that of a cluster's GCS.
     """
     if given is not None and not is_job_server(given):
         raise InvalidInput(
@@ -138,16 +138,16 @@ def job_server_address(given: str | None) -> str | None:
 
 
 def is_job_server(address: str) -> bool:
-    """Whether an address is one of a job server. Any other is of a cluster that this process can be part of."""
+    """Whether an address is that of a job server. Any other is that of a cluster which this process can join."""
     return address.startswith(("http://", "https://"))
 
 
 def _client(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
-    # Of packages it uploads and sockets it closes.
-    for talkative in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{talkative}").setLevel(logging.WARNING)
+    # They log every package that is uploaded and every socket that is closed.
+    for verbose in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{verbose}").setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -156,7 +156,7 @@ def _client(address: str) -> JobSubmissionClient:
     return Client(address)
 
 
-def _brief(error: BaseException) -> str:
-    """The end of what Ray says, where it names the reason; it answers with tracebacks."""
+def _reason(error: BaseException) -> str:
+    """The last line of an error, where Ray names the reason: it sends tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
     return lines[-1][:300] if lines else type(error).__name__

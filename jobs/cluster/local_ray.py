@@ -1,7 +1,7 @@
 """Where the workers run: a Ray of our own on this machine, or the cluster this process is part of.
 
-Whoever reaches a Ray that asks for no token can run any code. So ours asks for one, which is made up for each process
-and handed on in the environment: other users of the machine cannot read it.
+Anyone who reaches a Ray without authentication can run any code. So ours requires a token, which is generated for each
+process and passed on in the environment, where other users of the machine cannot read it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray prints a paragraph on stdout for every worker that dies. The driver handles and reports each of them.
+    # Ray prints a paragraph on stdout for every worker that is lost. The driver handles and reports each of them.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -37,17 +37,17 @@ def embedded_ray(
     gpus: int = 0,
     dashboard: bool = False,
     metadata: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
-    """A Ray on this machine's loopback interface, for as long as the block lasts.
+    """A Ray on this machine's loopback interface, until the block ends.
 
-    It asks for a token, unless RAY_AUTH_MODE says otherwise. A process that has connected to a Ray already, such as a
+    It requires a token, unless RAY_AUTH_MODE says otherwise. A process that is connected to a Ray already, such as a
     notebook, keeps that one.
 
     Args:
         dashboard: also serve Ray's dashboard on http://127.0.0.1:8265; costs a second or two and some memory.
         metadata: what the dashboard shows of this process.
-        say: told where the dashboard is, and where the token that it asks for.
+        notify: called with where the dashboard is, and where its token.
     """
     _set_environment(_QUIET | _LOOPBACK | _authentication())
     import ray
@@ -66,7 +66,7 @@ def embedded_ray(
         job_config=_job_config(metadata),
     )
     try:
-        with _told(context.dashboard_url if dashboard else None, say):
+        with _dashboard_access(context.dashboard_url if dashboard else None, notify):
             yield
     finally:
         ray.shutdown()
@@ -74,7 +74,7 @@ def embedded_ray(
 
 @contextmanager
 def joined_ray(address: str = "auto", *, metadata: Mapping[str, str] | None = None) -> Iterator[None]:
-    """The running cluster at `address`, left again when the block ends.
+    """The running cluster at `address`, disconnected from when the block ends.
 
     Args:
         metadata: what the dashboard shows of this process; a submitted job has brought its own.
@@ -93,43 +93,43 @@ def joined_ray(address: str = "auto", *, metadata: Mapping[str, str] | None = No
 
 
 def _set_environment(values: dict[str, str]) -> None:
-    """Ray reads these when it is imported; what the user has set stays."""
+    """Set what Ray reads when it is imported; values that the user has set stay."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def _authentication() -> dict[str, str]:
-    """What makes our Ray ask for a token; nothing where the user has said what it is to ask for."""
+    """The variables that make our Ray require a token; none where the user has chosen a mode."""
     if "RAY_AUTH_MODE" in os.environ:
         return {}
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    if "ray" in sys.modules:  # it has read the mode, and only looks again, with a warning, if there still is none
+    if "ray" in sys.modules:  # it has read the mode, and reads it again, with a warning, only if there is none
         return token
     return {"RAY_AUTH_MODE": "token", **token}
 
 
 @contextmanager
-def _told(dashboard: str | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Says how a browser gets into the dashboard, if there is one; the token lies in a file while the block lasts."""
+def _dashboard_access(dashboard: str | None, notify: Callable[[str], None]) -> Iterator[None]:
+    """Notify how a browser gets into the dashboard, if there is one; the token is in a file until the block ends."""
     is_asked_for = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
     token = os.environ.get("RAY_AUTH_TOKEN") if is_asked_for else None
     if dashboard is None or token is None:
         if dashboard is not None:
-            say(f"Ray's dashboard: http://{dashboard}" + (", which asks for your token" if is_asked_for else ""))
+            notify(f"Ray's dashboard: http://{dashboard}" + (", which asks for your token" if is_asked_for else ""))
         yield
         return
     handle, name = tempfile.mkstemp(prefix="persres-dashboard-token-")  # for this user's eyes only
     try:
         with os.fdopen(handle, "w") as file:
             file.write(token)
-        say(f"Ray's dashboard: http://{dashboard}, which asks for the token that is in {name}")
+        notify(f"Ray's dashboard: http://{dashboard}, which asks for the token that is in {name}")
         yield
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def _job_config(metadata: Mapping[str, str] | None) -> Any:
-    """None, which `ray.init` takes though it does not say so, where there is nothing to add."""
+    """The job's metadata for `ray.init`; None, which it accepts without documenting it, where there is none to add."""
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
     from ray.job_config import JobConfig
 

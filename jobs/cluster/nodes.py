@@ -33,7 +33,7 @@ def usable_devices() -> tuple[int, int]:
     return gpus, cpus
 
 
-def gpus_to_be_had() -> int:
+def max_cluster_gpus() -> int:
     """How many GPU workers the cluster could have at once, with all machines that its autoscaler may start.
 
     That is known where Ray's own autoscaler has told the cluster, or where this process runs on the head node of a
@@ -42,7 +42,7 @@ def gpus_to_be_had() -> int:
     return _told_by_cluster() or _written_by_launcher()
 
 
-def most_gpu_workers(types: Iterable[NodeType], most_nodes: int) -> int:
+def max_gpu_workers(types: Iterable[NodeType], most_nodes: int) -> int:
     """How many workers with a GPU and a core each there can be on so many machines, of types as large as possible."""
     workers = 0
     for kind in sorted(types, key=lambda kind: min(kind.gpus, kind.cpus), reverse=True):
@@ -71,7 +71,7 @@ def _written_by_launcher() -> int:
     found = yaml.safe_load(file.read_bytes())
     most_nodes = found.get("max_workers", 0)
     types = [_node_type(described, most_nodes) for described in found.get("available_node_types", {}).values()]
-    return most_gpu_workers(types, most_nodes) + int(min(head.get("GPU", 0), head.get("CPU", 0)))
+    return max_gpu_workers(types, most_nodes) + int(min(head.get("GPU", 0), head.get("CPU", 0)))
 
 
 def _node_type(described: Mapping[str, Any], most_nodes: int) -> NodeType:
@@ -96,12 +96,12 @@ def draining_nodes() -> frozenset[str]:
         return frozenset()
 
 
-def resources_in_words(device: Device) -> str:
+def describe_resources(device: Device) -> str:
     """What one worker asks for, and what the cluster has of it, for somebody who wonders why nothing happens."""
     kinds = ("GPU", "CPU") if device == "cuda" else ("CPU",)
     there, free = ray.cluster_resources(), ray.available_resources()
     asks = " and ".join(f"1 {kind}" for kind in kinds)
     has = ", ".join(f"{there.get(kind, 0):.0f} {kind} ({free.get(kind, 0):.0f} free)" for kind in kinds)
     said = f"each asks for {asks}, the cluster has {has}"
-    most = gpus_to_be_had() if device == "cuda" else 0
+    most = max_cluster_gpus() if device == "cuda" else 0
     return f"{said} and may start machines for {most}" if most else said

@@ -21,7 +21,7 @@ not said a number gets more of them than this."""
 
 
 @dataclass(frozen=True, slots=True)
-class WhereToRun:
+class Placement:
     """On what the workers run.
 
     Attributes:
@@ -40,7 +40,7 @@ class WhereToRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Workplace:
+class RayConnection:
     """A Ray that this process is connected to, and what a run uses of it. `workers` may be asked at any time."""
 
     device: Device
@@ -48,42 +48,42 @@ class Workplace:
 
 
 @contextmanager
-def workplace(
-    where: WhereToRun,
+def connect_ray(
+    where: Placement,
     spec: RunSpec,
     *,
     metadata: Mapping[str, str] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Iterator[Workplace]:
+    notify: Callable[[str], None] = lambda text: None,
+) -> Iterator[RayConnection]:
     """Ray for the length of a run.
 
     Args:
         metadata: what Ray's dashboard shows of the run.
-        say: told where the embedded Ray's dashboard is, if it has one.
+        notify: called with where the embedded Ray's dashboard is, if it has one.
     """
     asked = where.workers or spec.workers
     if where.join_cluster:
         with joined_ray(metadata=metadata):
             # Not before: it imports Ray, which reads its environment then.
-            from .nodes import gpus_to_be_had, usable_devices
+            from .nodes import max_cluster_gpus, usable_devices
 
-            to_be_had = gpus_to_be_had()
+            to_be_had = max_cluster_gpus()
             device = _device(where.device, max(to_be_had, usable_devices()[0]))
 
             def workers_now() -> int:
                 gpus, cpus = usable_devices()
                 return asked or _default_workers(device, max(to_be_had, gpus), cpus)
 
-            yield Workplace(device, workers_now)
+            yield RayConnection(device, workers_now)
         return
     gpus, _ = _devices_here()
-    device, workers = _device(where.device, gpus), workers_here(where, spec)
+    device, workers = _device(where.device, gpus), local_workers(where, spec)
     gpus_used = min(gpus, workers) if device == "cuda" else 0
-    with embedded_ray(workers, gpus=gpus_used, dashboard=where.dashboard, metadata=metadata, say=say):
-        yield Workplace(device, lambda: workers)
+    with embedded_ray(workers, gpus=gpus_used, dashboard=where.dashboard, metadata=metadata, notify=notify):
+        yield RayConnection(device, lambda: workers)
 
 
-def workers_here(where: WhereToRun, spec: RunSpec) -> int:
+def local_workers(where: Placement, spec: RunSpec) -> int:
     """How many workers a run on an embedded Ray has on this machine."""
     gpus, cpus = _devices_here()
     return where.workers or spec.workers or _default_workers(_device(where.device, gpus), gpus, cpus)

@@ -1,11 +1,13 @@
-"""Hand a run to a Ray cluster as a job: our own code travels with it, and nothing has to be installed there but the
-dependencies. The run has its name before it is sent, and can be asked for whatever becomes of the connection."""
+"""Submitting a run to a Ray cluster as a job.
+
+Our code travels with the job, so that the cluster needs only its dependencies. The run gets its id before it is sent,
+so that it can be looked up even if the connection breaks.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import secrets
 import shlex
 import sys
@@ -17,27 +19,26 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ...core.errors import InvalidInput
-from ...pipeline.manifest.row import without_credentials
+from ...core.exit_codes import ExitCode
+from ...core.timing import JOB_SUBMIT_PAUSE_S, STOP_MARGIN_S
 from ...pipeline.run.run_id import later_run_id
-from ...pipeline.timing import JOB_SUBMIT_PAUSE_S, STOP_MARGIN_S
+from ...pipeline.storage.uri import has_credentials, without_credentials
 from .code import copy_floors
 from .job_log import follow_job
-from .job_server import ClusterAway, JobRefused, JobServer
+from .job_server import ClusterUnreachable, JobServer, JobServerError
 from .run_jobs import JobMetadata, RunJob, job_name, run_job
 
 if TYPE_CHECKING:
     from ...pipeline.spec.run_spec import RunSpec
 
-TRIES = 4
-_SECRET_NAMES = re.compile(r"(?i)(^|[&;_-])(sig|signature|token|secret|password|credential|key)=")
+SUBMIT_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterRun:
-    """What the job is asked to do: the arguments of `submit`, as the cluster sees them."""
+    """A run to submit to a cluster: the arguments of `submit` there."""
 
     manifest_uri: str
     catalog_uri: str
@@ -50,23 +51,23 @@ class ClusterRun:
 
     @property
     def job(self) -> str:
-        """Its submission id."""
+        """The submission id."""
         return job_name(self.run_id)
 
     def entrypoint(self) -> str:
-        """The job's command: the same `submit`, told to use the cluster it finds itself in."""
+        """The job's command: `submit` with the same arguments, on the cluster that it runs in."""
         command = ["python", "-m", "persres.jobs.cli", "submit", self.manifest_uri]
         command += ["--spec", "run.yaml", "--catalog", self.catalog_uri, "--address", "auto", "--device", self.device]
         command += ["--run-id", self.run_id]
         if self.workers is not None:
             command += ["--workers", str(self.workers)]
-        command += [option for option, asked in (("--wait", self.wait), ("--prune", self.prune)) if asked]
+        command += [option for option, chosen in (("--wait", self.wait), ("--prune", self.prune)) if chosen]
         if self.log_format != "text":
             command += ["--log-format", self.log_format]
         return shlex.join(command)
 
     def metadata(self) -> JobMetadata:
-        """What the dashboard shows of it."""
+        """The metadata of the job, which the dashboard shows."""
         return JobMetadata.here(self.run_id, self.manifest_uri, self.catalog_uri)
 
 
@@ -81,21 +82,21 @@ def submit_to_cluster(
 ) -> int:
     """Submit a run as a Ray job and, with `follow`, print its log until it ends.
 
-    Submitting a run that the cluster has already, under the same name and with the same arguments, starts nothing.
+    If the cluster has a job with the same submission id and arguments, no second one is started.
 
     Args:
         address: the cluster's dashboard, such as "http://127.0.0.1:8265". A token in RAY_AUTH_TOKEN or at
             RAY_AUTH_TOKEN_PATH is used as Ray does.
-        as_json: at the end print on standard output, as JSON, which run and job it was and how it exited.
-        show: where all else is shown; by default standard output, or standard error with `as_json`.
+        as_json: at the end, print the ids of run and job and the exit code on standard output, as JSON.
+        show: shows everything else; by default on standard output, or on standard error with `as_json`.
 
     Returns:
         The exit code of `submit` on the cluster; 0 if the job is not followed.
 
     Raises:
-        InvalidInput: there is no Ray dashboard at the address, a path is relative, which means nothing over there, or
-            a URI holds a password, which everybody who sees the dashboard could read.
-        PersresError: the job was lost sight of, or ended without an exit code, for example because it was stopped.
+        InvalidInput: no Ray dashboard answers at the address, a path is relative, which the cluster cannot resolve, or
+            a URI holds credentials, which everybody who can open the dashboard could read.
+        PersresError: the job was not accepted, or cannot be followed any more.
     """
     show = show or partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
     for uri in (run.manifest_uri, run.catalog_uri):
@@ -105,10 +106,10 @@ def submit_to_cluster(
     show(f"submitted run {run.run_id} to {address}, as job {run.job}")
     code = _follow(server, run, show) if follow else None
     if not follow:
-        show("\n".join(how_to_go_on(run.run_id, address)))
+        show("\n".join(next_commands(run.run_id, address)))
     if as_json:
-        told = {"run_id": run.run_id, "job": run.job, "address": address, "catalog": run.catalog_uri, "exit_code": code}
-        print(json.dumps(told, indent=1, sort_keys=True))
+        values = {"run_id": run.run_id, "job": run.job, "address": address, "catalog": run.catalog_uri}
+        print(json.dumps(values | {"exit_code": code}, indent=1, sort_keys=True))
     return code or 0
 
 
@@ -116,22 +117,22 @@ def _follow(server: JobServer, run: ClusterRun, show: Callable[[str], None]) -> 
     try:
         return exit_code_of(follow_job(server, run.job, show), show)
     except KeyboardInterrupt:
-        show("\n".join(["the run goes on without you:", *how_to_go_on(run.run_id, server.address)]))
-        return 130
+        show("\n".join(["the run continues on the cluster:", *next_commands(run.run_id, server.address)]))
+        return ExitCode.INTERRUPTED
 
 
 def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable[[str], None]) -> None:
-    """Hand the run over, and again if the answer was lost. There is one job, however often it is tried.
+    """Submit the run's job, and retry if the cluster does not answer. Retries do not start a second job.
 
     Raises:
-        ClusterAway: the cluster did not answer, nor a while later.
-        InvalidInput: it has another job of that name.
-        JobRefused: it does not take the job.
+        ClusterUnreachable: the cluster does not answer, after retries either.
+        InvalidInput: the cluster has a different job with the same submission id.
+        JobServerError: the cluster does not accept the job.
     """
     grace_s = math.ceil(spec.recovery.grace_seconds) + STOP_MARGIN_S
     metadata = run.metadata()
     variables = {"PERSRES_JOB": run.job, "PERSRES_VERSION": metadata.version}
-    # Ray kills a job three seconds after it has asked it to stop; this is read by the process that does so.
+    # By default Ray kills a job three seconds after its SIGTERM; the process that does so reads this variable.
     variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(grace_s)
     with TemporaryDirectory() as folder:
         working_dir = Path(folder, "run")
@@ -139,7 +140,7 @@ def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable
         (working_dir / "run.yaml").write_text(spec.to_yaml())
         package = str(copy_floors(Path(folder)))
         environment = {"working_dir": str(working_dir), "py_modules": [package], "env_vars": variables}
-        for tries_left in reversed(range(TRIES)):
+        for attempts_left in reversed(range(SUBMIT_ATTEMPTS)):
             try:
                 server.submit(
                     entrypoint=run.entrypoint(),
@@ -148,73 +149,61 @@ def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable
                     metadata=metadata.to_ray(),
                 )
                 return
-            except (ClusterAway, JobRefused) as error:
+            except (ClusterUnreachable, JobServerError) as error:
                 if "already exists" in error.message:
                     _require_same(server, run)
-                    show(f"the cluster has job {run.job} already")
+                    show(f"the cluster already has job {run.job}")
                     return
-                in_passing = isinstance(error, ClusterAway) or "try again" in error.message  # a head that comes up
-                if not (in_passing and tries_left):
+                # A head that is starting up says "try again".
+                is_transient = isinstance(error, ClusterUnreachable) or "try again" in error.message
+                if not (is_transient and attempts_left):
                     raise
-                show(f"{error.message}; trying again, which starts no second job")
+                show(f"{error.message}; retrying, which starts no second job")
                 time.sleep(JOB_SUBMIT_PAUSE_S)
 
 
-def how_to_go_on(run_id: str, address: str) -> list[str]:
-    """The commands for a run that nobody looks at any more."""
+def next_commands(run_id: str, address: str) -> list[str]:
+    """The commands for a run that is not followed any more."""
     where = shlex.join(["--address", address])
     return [
-        f"how it goes:   persres-batch status {run_id} {where}",
-        f"what it says:  persres-batch logs {run_id} --follow {where}",
-        f"stop it:       persres-batch stop {run_id} {where}",
+        f"its state:  persres-batch status {run_id} {where}",
+        f"its log:    persres-batch logs {run_id} --follow {where}",
+        f"stop it:    persres-batch stop {run_id} {where}",
     ]
 
 
 def exit_code_of(job: RunJob, show: Callable[[str], None] = print) -> int:
-    """What `submit` on the cluster exited with: 143 if Ray stopped it, 1 if it died without a word."""
+    """The exit code of `submit` on the cluster: TERMINATED if Ray stopped it, FAILED if its driver was lost."""
     if job.exit_code is not None:
         return job.exit_code
     if job.state == "stopped":
-        show(f"run {job.metadata.run_id} was stopped; submit again to go on, which does only what is missing")
-        return 143
-    show(f"run {job.metadata.run_id} died: {job.reason or 'Ray does not say why'}")
-    show("submit again: only what is missing is done")
-    return 1
-
-
-def holds_credentials(uri: str) -> bool:
-    """Whether a URI has a password, a key or a signature in it.
-
-    A name alone before the @ is none on stores that put a container's name there, such as abfs://container@account.
-    """
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # not a URI after all
-        return False
-    is_web = parts.scheme in ("http", "https", "ftp")
-    return bool(parts.password or (is_web and parts.username) or _SECRET_NAMES.search(parts.query))
+        show(f"run {job.metadata.run_id} was stopped; submit again to continue, which does only what is missing")
+        return ExitCode.TERMINATED
+    show(f"run {job.metadata.run_id} was lost: {job.reason or 'Ray gives no reason'}")
+    show("submit again to continue, which does only what is missing")
+    return ExitCode.FAILED
 
 
 def _require_public(uri: str) -> None:
     if "://" not in uri and not uri.startswith("/"):
         raise InvalidInput(
-            f"{uri!r} is a relative path, which the cluster cannot find",
+            f"{uri!r} is a relative path, which the cluster cannot resolve",
             fix="give a URI such as s3://bucket/manifest.parquet, or an absolute path that every node has",
         )
-    if holds_credentials(uri):
+    if has_credentials(uri):
         raise InvalidInput(
-            f"{without_credentials(uri)} was given with a password, key or signature inside: "
+            f"{without_credentials(uri)} was given with a password, key or signature in it: "
             "the dashboard of the cluster would show it",
             fix="give the URI alone; workers find credentials in their environment, a profile or the node's role",
         )
 
 
 def _require_same(server: JobServer, run: ClusterRun) -> None:
-    """The job that has our run's name is our run's: an earlier try's, whose answer was lost."""
+    """Check that the job with this submission id is that of an earlier attempt, whose answer was lost."""
     details = server.job(run.job)
     found = run_job(details) if details else None
     if details is None or found is None or details.entrypoint != run.entrypoint():
         raise InvalidInput(
             f"the cluster at {server.address} has another job named {run.job}",
-            fix="submit without --run-id, which makes a new name",
+            fix="submit without --run-id, which makes a new id",
         )

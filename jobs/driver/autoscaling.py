@@ -1,109 +1,120 @@
-"""How many workers a run has: who is hired, who waits for a machine, who is let go because no shard is left for them.
+"""How many workers a run has: when workers are started, when pending ones are cancelled, when idle ones are stopped.
 
-There is work for the workers that have some, and for one more for every shard that waits. A request for a machine
-beyond that is withdrawn at once: it costs nothing to ask again. A worker that has its machine, and soon its model, is
-let go only after nothing has waited for a while (`RecoverySettings.idle_seconds`): until then it takes over at once
-what comes back. Then its machine is free, and an autoscaler can give it back while the last shards go on elsewhere.
+A run wants the workers that are busy, and one more for each shard that waits. Pending workers beyond that are cancelled
+at once: it costs nothing to start them again. A worker that has its node, and maybe its model, is stopped only after no
+shard has waited for `RecoverySettings.idle_seconds`: until then it can take over immediately what returns to the queue.
+Then its node is idle, and the cluster's autoscaler can remove it while the last shards go on elsewhere.
 
-Nobody is let go while the run may not hand out shards: what is in flight then may well come back.
+No worker is stopped while the lease is uncertain: shards in flight may then return to the queue.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from ...pipeline.timing import CLUSTER_POLL_S
+from ...core.plural import plural
+from ...core.timing import CLUSTER_POLL_S, NODE_WAIT_NOTICE_S
 from ..cluster.nodes import draining_nodes
+from .observer import RunObserver
 from .shard_queue import ShardQueue
-from .worker_pool import NODE_WAIT_NOTICE_S, Crew
+from .worker_pool import WorkerPool
 
 
-@dataclass(eq=False)
-class Staffing:
-    """The size of a run's crew, now and as it changes.
+class Autoscaler:
+    """Sizes a pool of workers by the shards of a queue.
+
+    Args:
+        max_workers: returns how many workers there may be; called at every poll, so that a run grows with its cluster.
+        idle_seconds: how long no shard has to wait before idle workers are stopped.
+        capacity: returns what a worker needs and what the cluster has, for notices.
 
     Attributes:
-        how_many: how many workers at once at most; asked now and then, so that a run grows with its cluster.
-        idle_seconds: how long nothing has to wait before workers that have nothing are let go.
-        capacity: what a worker asks for and what the cluster has, in words.
-        on_notice: told what the run waits for, and whom it lets go.
-        on_incident: told of machines that go.
-        wanted: what `how_many` said last.
-        hires_from: nobody is hired before this moment of the monotonic clock.
+        limit: what `max_workers` returned last.
+        paused_until: no worker is started before this time of the monotonic clock.
     """
 
-    crew: Crew
-    queue: ShardQueue
-    how_many: Callable[[], int]
-    idle_seconds: float
-    capacity: Callable[[], str]
-    on_notice: Callable[[str], None]
-    on_incident: Callable[[str], None]
-    wanted: int = 1
-    hires_from: float = 0.0
-    _looked: float = float("-inf")
-    _noticed_capacity: float = float("-inf")
-    _nothing_waits_since: float | None = None
+    def __init__(
+        self,
+        pool: WorkerPool,
+        queue: ShardQueue,
+        *,
+        max_workers: Callable[[], int],
+        idle_seconds: float,
+        capacity: Callable[[], str],
+        observer: RunObserver,
+    ) -> None:
+        self._pool, self._queue = pool, queue
+        self._max_workers, self._idle_seconds, self._capacity = max_workers, idle_seconds, capacity
+        self._observer = observer
+        self.limit = 1
+        self.paused_until = 0.0
+        self._polled_at = float("-inf")
+        self._noticed_at = float("-inf")
+        self._queue_empty_since: float | None = None
 
-    def look_at_cluster(self) -> None:
-        """Now and then: which machines go, how many workers are wanted, and who has been waiting for a machine."""
+    def poll_cluster(self) -> None:
+        """Every `CLUSTER_POLL_S` seconds: drain workers of draining nodes, update `limit`, report pending workers."""
         now = time.monotonic()
-        if now - self._looked < CLUSTER_POLL_S:
+        if now - self._polled_at < CLUSTER_POLL_S:
             return
-        self._looked = now
-        going = draining_nodes()
-        for worker in self.crew:
-            if worker.node in going and not worker.leaving:
-                worker.leaving = "its machine has been given notice"
-                count = in_words(len(worker.in_flight), "shard")
-                self.on_incident(f"the machine of a worker with {count} in hand has been given notice: it gets no more")
-        self.wanted = self.how_many()
-        waiting = [worker for worker in self.crew.unplaced if now - worker.hired >= NODE_WAIT_NOTICE_S]
-        if waiting and now - self._noticed_capacity >= NODE_WAIT_NOTICE_S:
-            self._noticed_capacity = now
-            minutes = (now - min(worker.hired for worker in waiting)) / 60
-            have = "has" if len(waiting) == 1 else "have"
-            text = f"{in_words(len(waiting), 'worker')} {have} been waiting for a machine for {minutes:.0f} min"
-            self.on_notice("; ".join(filter(None, (f"{text}, of {self.wanted} wanted", self.capacity()))))
+        self._polled_at = now
+        self._drain_workers_of_draining_nodes()
+        self.limit = self._max_workers()
+        self._report_pending(now)
 
-    def hire(self) -> None:
-        """Start the workers that there is work for, and withdraw requests that none is left for."""
-        if time.monotonic() < self.hires_from:
+    def scale_to_demand(self) -> None:
+        """Start the workers that there are shards for, and cancel pending ones that there are none for."""
+        if time.monotonic() < self.paused_until:
             return
-        withdrawn = self.crew.hire_up_to(min(self.wanted, self.queue.waiting + self.crew.busy))
-        if withdrawn:
-            were = "worker that waited for a machine is" if withdrawn == 1 else "workers that waited for a machine are"
-            self.on_notice(f"{withdrawn} {were} no longer asked for")
+        cancelled = self._pool.scale_to(min(self.limit, self._queue.waiting + self._pool.busy))
+        if cancelled:
+            self._observer.on_notice(f"{plural(cancelled, 'pending worker')} cancelled: no shard is left to start")
 
-    def let_go(self) -> None:
-        """Dismiss workers that have nothing, once nothing has been waiting for long enough."""
+    def stop_idle_workers(self) -> None:
+        """Stop workers without a shard, once no shard has waited for `idle_seconds`."""
         now = time.monotonic()
-        if self.queue.waiting:
-            self._nothing_waits_since = None
+        if self._queue.waiting:
+            self._queue_empty_since = None
             return
-        if self._nothing_waits_since is None:
-            self._nothing_waits_since = now
-        nothing_waits_for = now - self._nothing_waits_since
-        gone = [worker for worker in self.crew if min(worker.idle_for(now), nothing_waits_for) > self.idle_seconds]
-        for worker in gone:
-            self.crew.dismiss(worker)
-        if gone:
-            left = f"{in_words(self.queue.open_shards, 'shard')} in flight"
-            self.on_notice(f"{in_words(len(gone), 'worker')} let go: nothing waits for a worker, with {left}")
+        if self._queue_empty_since is None:
+            self._queue_empty_since = now
+        queue_empty_for = now - self._queue_empty_since
+        idle = [worker for worker in self._pool if min(worker.idle_for(now), queue_empty_for) > self._idle_seconds]
+        for worker in idle:
+            self._pool.stop(worker)
+        if idle:
+            in_flight = plural(self._queue.open_shards, "shard")
+            self._observer.on_notice(
+                f"{plural(len(idle), 'idle worker')} stopped: no shard waits, {in_flight} in flight"
+            )
 
-    def send_home(self) -> None:
-        """The run ends: dismiss everybody who has nothing in hand, and ask for no machine any more."""
-        for worker in self.crew:
+    def stop_workers_without_shard(self) -> None:
+        """Stop every worker, pending or not, that has no shard in flight: the run is shutting down."""
+        for worker in self._pool:
             if not worker.in_flight:
-                self.crew.dismiss(worker)
+                self._pool.stop(worker)
 
-    def hold(self) -> None:
-        """Shards may not be handed out now: nobody is idle by their own doing."""
-        self._nothing_waits_since = None
+    def reset_idle_time(self) -> None:
+        """Restart `idle_seconds`: no shard could be started just now."""
+        self._queue_empty_since = None
 
+    def _drain_workers_of_draining_nodes(self) -> None:
+        nodes = draining_nodes()
+        for worker in self._pool:
+            if worker.node in nodes and not worker.draining:
+                worker.draining = "its node is draining"
+                count = plural(len(worker.in_flight), "shard")
+                self._observer.on_incident(
+                    f"the node of a worker with {count} in flight is draining: the worker gets no more shards"
+                )
 
-def in_words(count: int, noun: str) -> str:
-    """Such as "1 shard" and "3 shards"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    def _report_pending(self, now: float) -> None:
+        pending = [worker for worker in self._pool.pending if now - worker.started_at >= NODE_WAIT_NOTICE_S]
+        if not pending or now - self._noticed_at < NODE_WAIT_NOTICE_S:
+            return
+        self._noticed_at = now
+        minutes = (now - min(worker.started_at for worker in pending)) / 60
+        have = "has" if len(pending) == 1 else "have"
+        text = f"{plural(len(pending), 'worker')} of {self.limit} {have} been waiting for a node for {minutes:.0f} min"
+        self._observer.on_notice("; ".join(filter(None, (text, self._capacity()))))

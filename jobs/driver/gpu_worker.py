@@ -1,4 +1,4 @@
-"""The Ray actor: one base model in memory, a few shards in hand, and a thread of its own that says how far they are."""
+"""The Ray actor: one base model in memory, a few shards in flight, and a thread that answers how far they are."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ...pipeline.planning.fingerprint import METHOD_VERSION, digest_of
 from ...pipeline.planning.plan import Shard
 from ...pipeline.shard.personalizer import load_personalizer
 from ...pipeline.shard.stages import ShardStages
-from ...pipeline.shard.work import ShardProgress, ShardSummary
+from ...pipeline.shard.summary import ShardProgress, ShardSummary
 from ...pipeline.spec.run_spec import RunSpec
 from ..cluster.device import Device
-from .worker_pool import SHARDS_IN_HAND
+from .worker_pool import MAX_SHARDS_IN_FLIGHT
 
 if TYPE_CHECKING:
     from ...pipeline.shard.personalizer import Personalizer
 
 
 class GpuWorker:
-    """Holds a loaded personalizer for as long as it lives; replaced, never restarted, when it dies or hangs.
+    """Executes shards with a personalizer that stays loaded. A worker that dies or stalls is replaced, not restarted.
 
     Args:
         catalog_uri: where shards are committed; a local path has to be absolute.
@@ -47,17 +47,21 @@ class GpuWorker:
         method_digest: str,
     ) -> None:
         self._spec, self._base, self._scorer, self._device = spec, base, scorer, device
-        self._store = CatalogStore(catalog_uri, patience_s=spec.recovery.store_patience_seconds)
+        self._store = CatalogStore(catalog_uri, retry_s=spec.recovery.store_patience_seconds)
         self._run_id, self._method_digest = run_id, method_digest
         self._stages = ShardStages()
         self._personalizer: Personalizer | None = None
         self._progress: dict[tuple[str, str], ShardProgress] = {}
 
     def ready(self) -> None:
-        """Load the model: apart from the constructor, so that what goes wrong arrives as the exception it is."""
+        """Load the model. Not in the constructor, whose exceptions Ray wraps.
+
+        Raises:
+            InvalidInput: this process has another version of the method than the one that planned the run.
+        """
         if method_digest(self._spec) != self._method_digest:
             raise InvalidInput(
-                "this worker's persres-batch is not the version that planned the run: it would give other results",
+                "this worker's persres-batch is not the version that planned the run: its results would differ",
                 fix="install the same version of persres-batch on every node",
             )
         self._personalizer = self._stages.run_on_device(self._load)
@@ -66,7 +70,9 @@ class GpuWorker:
         if self._device == "cpu":
             import torch
 
-            torch.set_num_threads(1)  # results depend on the thread count, and two spinning barriers on it badly
+            torch.set_num_threads(
+                1
+            )  # results depend on the thread count, and two spinning barriers slow each other down
         base, scorer = model_on_this_machine(self._base, self._spec.base_model, "base_model"), None
         if self._scorer and self._spec.scorer:
             scorer = model_on_this_machine(self._scorer, self._spec.scorer, "scorer")
@@ -74,7 +80,7 @@ class GpuWorker:
 
     @ray.method(concurrency_group="shards")
     def personalize(self, shard: Shard, attempt: str) -> ShardSummary:
-        """Carry out and commit one shard, beside up to `SHARDS_IN_HAND` - 1 others in other stages."""
+        """Execute and commit one shard, concurrently with up to `MAX_SHARDS_IN_FLIGHT` - 1 others in other stages."""
         assert self._personalizer is not None, "shards come after ready()"
         key = (shard.shard_id, attempt)
 
@@ -95,24 +101,24 @@ class GpuWorker:
         finally:
             self._progress.pop(key, None)
         if summary.pack_size is not None and summary.pack_size < self._personalizer.pack_size:
-            # What did not fit once would not fit the next time either.
+            # A pack size that did not fit once would not fit the next time either.
             self._personalizer = replace(self._personalizer, pack_size=summary.pack_size)
         return summary
 
     @ray.method(concurrency_group="progress")
     def progress(self) -> dict[tuple[str, str], ShardProgress]:
-        """How far each shard in hand is, by (shard id, attempt); answered at once, from a thread of its own."""
+        """The progress of each shard in flight, by (shard id, attempt); returns at once, from a thread of its own."""
         return dict(self._progress)
 
 
 def method_digest(spec: RunSpec) -> str:
-    """Tells versions apart whose results for one spec may differ: their method's number, and the settings they know."""
+    """A digest of the method's version and the settings it knows: equal wherever results for one spec are equal."""
     groups = {"training": spec.training, "sampling": spec.sampling, "reading": spec.references, "scoring": spec.scoring}
     known = {name: settings.fingerprint_fields() for name, settings in groups.items()}
     return digest_of({"method": METHOD_VERSION, **known})
 
 
-def worker_maker(
+def worker_factory(
     spec: RunSpec,
     base: ResolvedModel,
     scorer: ResolvedModel | None,
@@ -121,12 +127,12 @@ def worker_maker(
     run_id: str,
     device: Device,
 ) -> Callable[[], Any]:
-    """A function that starts one more worker for this run: on a GPU of its own, or on one CPU core with one thread."""
+    """A function that starts one worker of this run, on a GPU of its own or on one CPU core with one thread."""
     if device == "cuda":
         options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1}
     else:
         options = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}}
-    groups = {"shards": SHARDS_IN_HAND, "progress": 1}
+    groups = {"shards": MAX_SHARDS_IN_FLIGHT, "progress": 1}
     as_actor = cast(Any, ray.remote)(max_restarts=0, max_task_retries=0, concurrency_groups=groups)
     actor_class = as_actor(GpuWorker)
 
@@ -137,7 +143,7 @@ def worker_maker(
     numbers = count(1)
 
     def make() -> Any:
-        name = f"persres-{run_id}-worker-{next(numbers)}"  # for whoever looks at Ray's dashboard
+        name = f"persres-{run_id}-worker-{next(numbers)}"  # shown in Ray's dashboard
         return actor_class.options(name=name, **options).remote(*arguments)
 
     return make

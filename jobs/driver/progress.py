@@ -1,8 +1,9 @@
-"""How far a run is, and what became of it: what the driver tells whoever started it."""
+"""How far a run is, when it is likely to end, and what it gave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...core.errors import ConceptFailure
@@ -10,27 +11,40 @@ from ...core.errors import ConceptFailure
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is, in concepts. `underway` is the part of those left that is already done, such as 2.5.
+    """How far a run is, in concepts.
 
-    `workers` have loaded their model; nobody has taken the `shards_waiting` yet.
+    Attributes:
+        left: neither committed nor failed.
+        in_progress: how many of those left are already done, counting parts of shards: such as 2.5.
+        workers: those that have loaded their model.
+        shards_waiting: shards in the queue.
+        seconds_to_go: the estimated time until the run ends; None while it cannot be estimated.
     """
 
     committed: int
     failed: int
     left: int
-    underway: float
+    in_progress: float
     workers: int
     shards_waiting: int = 0
+    seconds_to_go: float | None = None
+
+    @property
+    def completed(self) -> float:
+        """Concepts done, counting parts of shards."""
+        return self.committed + self.failed + self.in_progress
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What became of every concept of the shards: it is in `committed` or in `failures`, once, or among the `left`.
+    """What a run gave. Every concept of its shards is in `committed` or in `failures`, once, or counted in `left`.
 
-    `left` counts concepts that were not done because the run was asked to stop; else it is 0. `seconds` adds up the
-    workers' time by phase, and `ready_seconds` how long they were there, from the moment each had loaded its model
-    until it was dismissed. `incidents` tells in order what was retried, split or quarantined. `workers`: the most that
-    there were at once.
+    Attributes:
+        seconds: the workers' time by phase.
+        ready_seconds: the workers' time from when each had loaded its model until it was stopped.
+        incidents: what was retried, split or quarantined, in order.
+        left: concepts not done because the run was stopped; otherwise 0.
+        workers: the largest number at one time.
     """
 
     committed: tuple[str, ...]
@@ -40,3 +54,26 @@ class RunOutcome:
     incidents: tuple[str, ...]
     left: int = 0
     workers: int = 0
+
+
+class TimeToGo:
+    """Estimates when a run ends, from its speed since its first worker had loaded its model.
+
+    Args:
+        clock: monotonic seconds; tests pass their own.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started: float | None = None
+
+    def estimate(self, progress: RunProgress) -> float | None:
+        """Seconds from now; None while there is nothing to estimate from. To be called with every progress."""
+        now = self._clock()
+        if self._started is None and progress.workers:
+            self._started = now  # the time to load models says nothing about the speed
+        if not progress.left:
+            return 0.0
+        if self._started is None or progress.completed <= 0 or now <= self._started:
+            return None
+        return (now - self._started) * max(0.0, progress.left - progress.in_progress) / progress.completed

@@ -1,4 +1,4 @@
-"""What Ray's errors say, without Ray's wrapping."""
+"""What Ray's errors mean for a worker, without Ray's wrapping."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ _NODE_DIED = "its node has died"
 
 
 def original_error(error: RayTaskError) -> BaseException:
-    """The exception as the worker raised it, where it could travel."""
+    """The exception that the worker raised, if it could be pickled; else `error` itself."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
 
 
-def loss_in_words(error: RayError) -> str:
-    """The line of Ray's message that tells why a worker was lost; the first line never does."""
+def describe_loss(error: RayError) -> str:
+    """Why a worker was lost: the relevant line of Ray's message, which is never the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if _NODE_DIED in line or "exit detail" in line or "exit type" in line]
-    text = telling[0].split("exit detail:")[-1].strip() if telling else " ".join(lines)
+    causes = [line for line in lines if _NODE_DIED in line or "exit detail" in line or "exit type" in line]
+    text = causes[0].split("exit detail:")[-1].strip() if causes else " ".join(lines)
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def had_notice(error: RayError) -> bool:
-    """Whether the worker's machine was taken back with notice, which says nothing about the shards it had in hand."""
+def was_preempted(error: RayError) -> bool:
+    """Whether the worker's node was drained and is gone, for which none of the worker's shards is to blame."""
     return isinstance(error, RayActorError) and error.preempted
 
 
-def machine_is_to_blame(error: RayError) -> bool:
-    """Whether a worker that never worked was lost for a reason that the next one does not share.
+def is_node_failure(error: RayError) -> bool:
+    """Whether a worker was lost while starting because of its node, so that the next worker may well start.
 
-    Ray goes on placing workers on a machine until it has noticed, some seconds late, that it is gone.
+    For some seconds after a node is gone, until Ray detects it, Ray still places workers there.
     """
-    return had_notice(error) or isinstance(error, ActorUnavailableError) or _NODE_DIED in str(error)
+    return was_preempted(error) or isinstance(error, ActorUnavailableError) or _NODE_DIED in str(error)

@@ -1,17 +1,17 @@
-"""What becomes of a shard after everything that can happen to it. Pure: no Ray, no clock, no store.
+"""The retry policy of shards, one method for each way an attempt can end. Pure: no Ray, no clock, no store.
 
     finished             its concepts are committed or failed, and that is final
-    worker lost          infrastructure. A worker has several shards in hand; when it dies with more than one of them,
-                         none is blamed, and each is tried again alone, on a worker that has nothing else in hand. A
-                         shard that was alone has lost a worker: after `max_losses` it is halved, and a half is halved
-                         again at its next loss; a concept that has lost `max_losses` workers by itself is quarantined
-    returned             the worker did not try it, for a reason that is not the shard's: tried again
-    store failed         infrastructure no concept is to blame for: tried again, and after `max_losses` the run ends;
-                         what the store refuses for good, such as a full disk, ends the run at once
-    raised               an application error that escaped the worker: it would end the same way, so the shard is
-                         halved at once, down to the one concept that fails with the error's text
+    worker lost          infrastructure. If a worker is lost with several shards in flight, none of them is blamed, and
+                         each is retried alone, on a worker that has no other. A shard that was alone has lost a worker:
+                         after `max_losses` it is split in half, and each half again at its next loss; a concept that
+                         has lost `max_losses` workers by itself is quarantined
+    returned             the attempt ended for a reason other than its shard: retried
+    store failed         infrastructure, for which no concept is to blame: retried, and after `max_losses` the run ends;
+                         a permanent refusal, such as a full disk, ends the run at once
+    raised               an application error that escaped the worker. A retry would end the same way, so the shard is
+                         split in half at once, down to the one concept that fails with the error's text
 
-Work goes to the back of the queue when it comes back: a shard that kills its workers must not keep the others waiting.
+A retry goes to the back of the queue: a shard that kills its workers must not delay the others.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ...core.errors import ConceptError, ConceptFailure, StoreError, StoreRefused
+from ...core.plural import plural
 from ...pipeline.planning.plan import Shard, split_shard
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardAttempt:
-    """One try at one shard. `attempt` is "001", "002", …: unique for the shard within its run, and sorted by time.
+    """One attempt at one shard.
 
-    While an attempt that is `alone` lasts, its worker must have no other.
+    Attributes:
+        attempt: "001", "002", …: unique for the shard within its run, in order of time.
+        alone: the attempt must be the only one on its worker.
     """
 
     shard: Shard
@@ -45,13 +48,12 @@ class _Waiting:
 
 
 class ShardQueue:
-    """The shards of a run that are waiting or in flight, and the concepts that are done with.
+    """The shards of a run that are waiting or in flight, and the concepts that are finished.
 
     Every concept is at all times in exactly one of: a waiting shard, a shard in flight, `committed`, `failures`.
 
     Args:
-        shards: what is to be done; no concept twice.
-        max_losses: workers that a shard may lose by itself before it is split, or its only concept quarantined.
+        max_losses: how many workers a shard may lose by itself before it is split, or its only concept quarantined.
 
     Raises:
         ValueError: a concept is in two shards.
@@ -61,9 +63,9 @@ class ShardQueue:
         self._waiting = deque(_Waiting(shard) for shard in shards)
         self._waiting_alone: deque[_Waiting] = deque()
         counts = Counter(concept_id for entry in self._waiting for concept_id in entry.shard.concept_ids)
-        twice = sorted(name for name, count in counts.items() if count > 1)
-        if twice:
-            raise ValueError(f"in more than one shard: {', '.join(twice)}")
+        duplicates = sorted(name for name, count in counts.items() if count > 1)
+        if duplicates:
+            raise ValueError(f"in more than one shard: {', '.join(duplicates)}")
         self._concepts = len(counts)
         self._in_flight: dict[ShardAttempt, _Waiting] = {}
         self._attempts: Counter[str] = Counter()
@@ -73,25 +75,24 @@ class ShardQueue:
 
     @property
     def waiting(self) -> int:
-        """Shards that nobody has taken yet."""
+        """How many shards wait for a worker."""
         return len(self._waiting) + len(self._waiting_alone)
 
     @property
     def open_shards(self) -> int:
-        """Shards waiting or in flight: no run has use for more workers than this."""
+        """How many shards wait or are in flight."""
         return self.waiting + len(self._in_flight)
 
     @property
     def left(self) -> int:
-        """Concepts that are neither committed nor failed yet."""
+        """How many concepts are neither committed nor failed yet."""
         return self._concepts - len(self.committed) - len(self.failures)
 
     def take(self, *, beside_others: bool = False) -> ShardAttempt | None:
-        """The next shard to try, now in flight; None when none may be.
+        """The next attempt, which is in flight from now on; None if there is none.
 
         Args:
-            beside_others: the worker that it is for has other shards in hand, so only a shard that need not be alone
-                will do.
+            beside_others: its worker has other shards in flight, so that the attempt must not be an `alone` one.
         """
         source = self._waiting if self._waiting or beside_others else self._waiting_alone
         if not source:
@@ -103,10 +104,10 @@ class ShardQueue:
         return attempt
 
     def finished(self, attempt: ShardAttempt, committed: Iterable[str], failures: Iterable[ConceptFailure]) -> None:
-        """The attempt ended and says what became of its concepts; one that it does not mention has failed.
+        """The attempt has ended with these results; a concept in neither of them has failed.
 
         Raises:
-            ValueError: it speaks of a concept that is not its own.
+            ValueError: a result is for a concept of another shard.
         """
         done, failed = set(committed), {failure.concept_id: failure for failure in failures}
         shard = attempt.shard
@@ -118,23 +119,23 @@ class ShardQueue:
             if concept_id in done:
                 self.committed.append(concept_id)
             else:
-                self.failures.append(failed.get(concept_id) or _unmentioned(concept_id, shard))
+                self.failures.append(failed.get(concept_id) or _unreported(concept_id, shard))
 
-    def lost(self, attempts: Sequence[ShardAttempt], reason: str, *, preempted: bool = False) -> list[str]:
-        """A worker died, or cannot be reached and was killed. Returns what is done about it, for the log.
+    def worker_lost(self, attempts: Sequence[ShardAttempt], reason: str, *, preempted: bool = False) -> list[str]:
+        """A worker died, or was stopped because it was unreachable or stalled. Returns the consequences, for the log.
 
         Args:
-            attempts: all that the worker had in hand.
-            preempted: the machine was taken back with notice, which says nothing about the shards.
+            attempts: all that the worker had in flight.
+            preempted: its node was drained and removed, for which no shard is to blame.
         """
         if preempted:
             return [self.returned(attempt, reason) for attempt in attempts]
         if len(attempts) == 1:
             return [self._lost_alone(attempts[0], reason)]
         for attempt in attempts:
-            self._wait(replace(self._in_flight.pop(attempt), alone=True))
+            self._enqueue(replace(self._in_flight.pop(attempt), alone=True))
         return [
-            f"{_named(attempt.shard)} was one of {len(attempts)} that a worker died with, and is tried again alone "
+            f"{_describe(attempt.shard)} was one of {len(attempts)} on a worker that was lost, and is retried alone "
             f"({reason})"
             for attempt in attempts
         ]
@@ -143,67 +144,62 @@ class ShardQueue:
         entry = self._in_flight.pop(attempt)
         shard, losses = entry.shard, entry.losses + 1
         if losses < self._max_losses:
-            self._wait(replace(entry, losses=losses, alone=True))
-            return f"{_named(shard)} lost its worker and is tried again ({reason})"
+            self._enqueue(replace(entry, losses=losses, alone=True))
+            return f"{_describe(shard)} lost its worker and is retried ({reason})"
         if len(shard.concepts) > 1:
             self._split(shard, losses=self._max_losses - 1, alone=True)
-            return f"{_named(shard)} lost {_workers(losses)} and is split ({reason})"
+            return f"{_describe(shard)} lost {plural(losses, 'worker')} and is split ({reason})"
         (concept_id,) = shard.concept_ids
         self.failures.append(_quarantined(concept_id, losses, reason))
-        return f"concept {concept_id} lost {_workers(losses)} by itself and is quarantined ({reason})"
+        return f"concept {concept_id} lost {plural(losses, 'worker')} by itself and is quarantined ({reason})"
 
     def returned(self, attempt: ShardAttempt, reason: str) -> str:
-        """The worker did not finish the shard, and not for the shard's sake. Returns what is done, for the log."""
-        self._wait(self._in_flight.pop(attempt))
-        return f"{_named(attempt.shard)} is given to another worker ({reason})"
+        """The attempt ended for a reason other than its shard. Returns the consequence, for the log."""
+        self._enqueue(self._in_flight.pop(attempt))
+        return f"{_describe(attempt.shard)} is retried on another worker ({reason})"
 
     def store_failed(self, attempt: ShardAttempt, error: StoreError) -> str:
-        """The worker is well, but the store did not do what was asked. Returns what is done about it, for the log.
+        """The object store failed, and the worker did not. Returns the consequence, for the log.
 
         Raises:
-            StoreError: `error`, when it will not pass: the store refuses, or has failed this shard `max_losses` times.
+            StoreError: `error`, if it is permanent, or the store has failed this shard `max_losses` times.
         """
         entry = self._in_flight.pop(attempt)
         entry = replace(entry, store_failures=entry.store_failures + 1)
-        self._wait(entry)
+        self._enqueue(entry)
         if isinstance(error, StoreRefused) or entry.store_failures >= self._max_losses:
             raise error
-        return f"{_named(entry.shard)} could not use the store and is tried again ({error})"
+        return f"{_describe(entry.shard)} failed because of the store and is retried ({error})"
 
     def raised(self, attempt: ShardAttempt, error: BaseException) -> str:
-        """An application error ended the attempt. Returns what is done about it, for the log."""
+        """An application error ended the attempt. Returns the consequence, for the log."""
         entry = self._in_flight.pop(attempt)
         shard, reason = entry.shard, f"{type(error).__name__}: {error}"
         if len(shard.concepts) > 1:
             self._split(shard, losses=0, alone=entry.alone)
-            return f"{_named(shard)} is split to find the concept that raised {reason}"
+            return f"{_describe(shard)} is split to find the concept that raised {reason}"
         (concept_id,) = shard.concept_ids
         self.failures.append(_failed(concept_id, error, reason))
         return f"concept {concept_id} failed: {reason}"
 
     def _split(self, shard: Shard, *, losses: int, alone: bool) -> None:
         for half in split_shard(shard):
-            # A concept by itself gets the full number of tries, so that none is quarantined for its neighbours' sake.
-            self._wait(_Waiting(half, losses if len(half.concepts) > 1 else 0, alone=alone))
+            # A concept by itself may lose `max_losses` workers, so that none is quarantined because of its shard-mates.
+            self._enqueue(_Waiting(half, losses if len(half.concepts) > 1 else 0, alone=alone))
 
-    def _wait(self, entry: _Waiting) -> None:
+    def _enqueue(self, entry: _Waiting) -> None:
         (self._waiting_alone if entry.alone else self._waiting).append(entry)
 
 
-def _named(shard: Shard) -> str:
-    count = len(shard.concepts)
-    return f"shard {shard.shard_id} ({count} concept{'' if count == 1 else 's'})"
+def _describe(shard: Shard) -> str:
+    return f"shard {shard.shard_id} ({plural(len(shard.concepts), 'concept')})"
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'' if count == 1 else 's'}"
-
-
-def _unmentioned(concept_id: str, shard: Shard) -> ConceptFailure:
+def _unreported(concept_id: str, shard: Shard) -> ConceptFailure:
     return ConceptFailure(
         concept_id,
         "quarantine",
-        f"the worker finished shard {shard.shard_id} without saying what became of this concept",
+        f"the worker finished shard {shard.shard_id} without a result for this concept",
         "submit again; if it happens again, report it with the run's folder",
     )
 
@@ -212,8 +208,8 @@ def _quarantined(concept_id: str, losses: int, reason: str) -> ConceptFailure:
     return ConceptFailure(
         concept_id,
         "quarantine",
-        f"killed {_workers(losses)} while it was alone: {reason}",
-        "look at this row's reference images and settings, and at the worker's memory; then submit again",
+        f"killed {plural(losses, 'worker')} while it was alone: {reason}",
+        "check this row's reference images, the settings and the worker's memory; then submit again",
     )
 
 
@@ -221,5 +217,5 @@ def _failed(concept_id: str, error: BaseException, reason: str) -> ConceptFailur
     if isinstance(error, ConceptError):
         return ConceptFailure.of(concept_id, error)
     return ConceptFailure(
-        concept_id, "quarantine", reason, "this is not a fault we foresaw: report it with the row and the run spec"
+        concept_id, "quarantine", reason, "this error is unexpected: report it with the row and the run spec"
     )

@@ -1,1 +1,1 @@
-"""What is told of a run while it goes on: progress display, metrics, log, webhook, signals."""
+"""What a run shows while it goes on: progress display, metrics, log, webhook, and how it is interrupted by signals."""

@@ -1,4 +1,4 @@
-"""A run spec's models brought to this machine, with a bar to look at while they come."""
+"""Fetching the models of a run spec to this machine, with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...pipeline.spec.run_spec import RunSpec
 
 @dataclass(frozen=True, slots=True)
 class FetchedModel:
-    """A model that is on this machine; `name` is what the run spec calls it."""
+    """A model that is on this machine; `name` is its name in the run spec."""
 
     role: Role
     name: str
@@ -26,26 +26,26 @@ class FetchedModel:
 
 
 def fetch_models(spec: RunSpec, console: Console) -> list[FetchedModel]:
-    """The base model of a spec and its scorer, if it has one: found here, or fetched.
+    """Fetch the base model of a spec and its scorer, if it has one, unless they are on this machine already.
 
     Raises:
-        InvalidInput: one cannot be used, or does not suit the spec.
-        StoreError: one cannot be had: its store or the Hub does not answer, or there is no room.
+        InvalidInput: a model cannot be used, or does not match the spec.
+        StoreError: a model cannot be fetched: its store or the Hub is unavailable, or the disk is full.
     """
-    with _bytes_shown(console, spec.base_model) as on_bytes:
+    with _download_bar(console, spec.base_model) as on_bytes:
         base = FetchedModel("base_model", spec.base_model, resolve_base_model(spec, on_bytes=on_bytes))
     if spec.scorer is None:
         return [base]
-    with _bytes_shown(console, spec.scorer) as on_bytes:
+    with _download_bar(console, spec.scorer) as on_bytes:
         scorer = resolve_scorer(spec, on_bytes=on_bytes)
     return [base, FetchedModel("scorer", spec.scorer, scorer)] if scorer else [base]
 
 
-def fetch_planned(spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | None, console: Console) -> None:
-    """The weights of models that a run was planned with, before workers of this machine ask for them.
+def fetch_planned_models(spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | None, console: Console) -> None:
+    """Fetch the weights of the models that a run was planned with, before the workers on this machine load them.
 
     Raises:
-        InvalidInput: one has another revision by now.
+        InvalidInput: a model's revision has changed since.
         StoreError: as in `fetch_models`.
     """
     planned: list[tuple[Role, str | None, ResolvedModel | None]] = [
@@ -54,13 +54,13 @@ def fetch_planned(spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | No
     ]
     for role, name, model in planned:
         if name is not None and model is not None and not model.has_weights:
-            with _bytes_shown(console, name) as on_bytes:
+            with _download_bar(console, name) as on_bytes:
                 model_on_this_machine(model, name, role, on_bytes=on_bytes)
 
 
 @contextmanager
-def _bytes_shown(console: Console, name: str) -> Iterator[OnBytes | None]:
-    """What to call with bytes so far and in all; None off a terminal, where the log says it."""
+def _download_bar(console: Console, name: str) -> Iterator[OnBytes | None]:
+    """Yields the function that updates a bar, called with (bytes so far, total); None off a terminal."""
     if not console.is_terminal:
         yield None
         return

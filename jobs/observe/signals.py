@@ -1,8 +1,7 @@
-"""Ctrl-C and termination signals: the first asks a run to end in an orderly way, the next one ends it at once.
-Whoever cannot send a signal has `StopRequest.ask`.
+"""Graceful shutdown by SIGINT and SIGTERM: the first one lets shards in flight be committed, the second one interrupts.
 
-Orderly is only possible while shards are in flight. Before that and after it there is nothing to wait for, and the
-first signal ends the run like the second.
+Outside of `StopRequest.graceful` no shard is in flight, and the first signal interrupts too. `StopRequest.set` does the
+same as a SIGTERM, for callers in other threads.
 """
 
 from __future__ import annotations
@@ -13,79 +12,85 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ...core.exit_codes import ExitCode
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody has asked this process to stop. `received` is the first signal that did."""
+    """Whether this process has been requested to stop; true once it has been.
+
+    Attributes:
+        received: the first signal, if any.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._orderly = False
-        self._heeds_signals = False
+        self._is_graceful = False
+        self._handles_sigterm = False
 
     def __bool__(self) -> bool:
         return self.received is not None
 
     @property
-    def exit_code(self) -> int:
-        """What a shell reports of a process that such a signal ended: 130 for Ctrl-C, 143 for a termination signal."""
-        return 128 + (self.received or signal.SIGINT)
+    def exit_code(self) -> ExitCode:
+        """The exit code that a shell reports for a process ended by this signal."""
+        return ExitCode.TERMINATED if self.received is signal.SIGTERM else ExitCode.INTERRUPTED
 
-    def ask(self) -> None:
-        """Ask the run to stop, from any thread, as a first SIGTERM does."""
+    def set(self) -> None:
+        """Request a stop from any thread, as a first SIGTERM does; a second call has no effect."""
         if self.received is not None:
             return
         main = threading.main_thread().ident
-        if self._heeds_signals and main is not None:
+        if self._handles_sigterm and main is not None:
             signal.pthread_kill(main, signal.SIGTERM)  # it may be asleep, and only a signal wakes it
         else:
             self.received = signal.SIGTERM
 
     @contextmanager
-    def orderly(self) -> Iterator[None]:
-        """While the block lasts the first signal is only noted; whoever is inside looks at this object now and then."""
-        before = _handlers(self._heed)  # again: a library started since then may have put its own in place
-        self._orderly = True
+    def graceful(self) -> Iterator[None]:
+        """Until the block ends the first signal only sets this request, which the block has to poll."""
+        previous = _install(self._handle)  # again: a library may have installed its own handlers since
+        self._is_graceful = True
         try:
             yield
         finally:
-            self._orderly = False
-            _restore(before)
+            self._is_graceful = False
+            _restore(previous)
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         first = self.received is None
         if first:
             self.received = signal.Signals(number)
-        if not (first and self._orderly):
+        if not (first and self._is_graceful):
             raise KeyboardInterrupt
 
 
 @contextmanager
-def heeding_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt, or inside `orderly()` into a request, until the block ends.
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Until the block ends, SIGINT and SIGTERM raise KeyboardInterrupt, or inside `graceful()` set the request.
 
-    A process that was told to ignore Ctrl-C goes on ignoring it, and one that is not in its main thread, which alone
-    gets signals, never sees a request.
+    A process that ignores SIGINT continues to do so. Outside the main thread, which alone receives signals, no handler
+    is installed.
     """
     request = StopRequest()
-    before = _handlers(request._heed)
-    request._heeds_signals = signal.SIGTERM in before
+    previous = _install(request._handle)
+    request._handles_sigterm = signal.SIGTERM in previous
     try:
         yield request
     finally:
-        request._heeds_signals = False
-        _restore(before)
+        request._handles_sigterm = False
+        _restore(previous)
 
 
-def _handlers(heed: object) -> dict[signal.Signals, object]:
-    """Put `heed` in place; returns what was there before."""
+def _install(handler: object) -> dict[signal.Signals, object]:
+    """Install a handler for every signal that is not ignored. Returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, heed) for number in heeded}  # pyright: ignore[reportArgumentType]
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}  # pyright: ignore[reportArgumentType]
 
 
-def _restore(before: dict[signal.Signals, object]) -> None:
-    for number, handler in before.items():
+def _restore(previous: dict[signal.Signals, object]) -> None:
+    for number, handler in previous.items():
         signal.signal(number, handler)  # pyright: ignore[reportArgumentType]

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from ...core.errors import InvalidInput
+from ...core.timing import FINISHED_CLUSTER_TTL_S
 from ...pipeline.spec.run_spec import RunSpec
-from ...pipeline.timing import FINISHED_CLUSTER_TTL_S
 from .units import Refresh
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ...core.errors import InvalidInput
-from ...pipeline.manifest.row import without_credentials
-from ...pipeline.timing import SERVICE_STOP_MARGIN_S
+from ...core.timing import SERVICE_STOP_MARGIN_S
+from ...pipeline.storage.uri import has_credentials, without_credentials
 from ..cluster.device import DeviceChoice
-from ..cluster.submit_job import holds_credentials
 from .cron import CronSchedule
 
 ENVIRONMENT = ".config/persres/environment"
@@ -52,7 +51,7 @@ class Refresh:
         for what, uri in (("manifest", self.manifest_uri), ("catalog", self.catalog_uri), ("address", self.address)):
             if uri is None:
                 continue
-            if holds_credentials(uri):
+            if has_credentials(uri):
                 reason = f"{what} {without_credentials(uri)} was given with a password, key or signature inside"
                 raise InvalidInput(reason, fix="give the URI alone; credentials come from the environment at each run")
             if not uri.isprintable():

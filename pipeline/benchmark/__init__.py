@@ -1,10 +1,10 @@
-"""How fast training and rendering are on one device, beside what people use today, measured in one process.
+"""The benchmark: speed and memory of our training and rendering on one device, beside those of the diffusers scripts.
 
-bench_plan.py, bench.py    what is measured, and the run: rows in turn, several rounds, seconds, memory, shares
-contestants.py             what each row does, and how its seconds scale to a concept or an image
-dreambooth_lora_peer.py    the peer's training loop           peer_rendering.py    the peer's rendering
-batch_rendering.py         ours                               twin.py              two modules, one set of weights
-published_shapes.py        Stable Diffusion with random weights
-step_clock.py, device_peak.py, flop_count.py    the instruments
-bench_result.py            the rows and their JSON            step_profile.py      where a step's time goes
+bench_plan.py            the plan: device, settings, rows      bench.py            the measurement of all rows
+workloads.py             what each row executes                bench_result.py     the rows and their JSON
+dreambooth_lora_peer.py  the peer's training                   peer_rendering.py   the peer's rendering
+batch_rendering.py       rendering with the bare base model    shared_weights.py   copies of a module for the peer
+step_clock.py            seconds, extrapolated to all steps    flop_count.py       FLOPs
+device_peak.py           the device's peak rate                step_profile.py     a profile, operator by operator
+published_shapes.py      Stable Diffusion with random weights
 """

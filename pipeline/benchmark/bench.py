@@ -1,7 +1,7 @@
-"""The run of a benchmark: every row in turn, round after round, in one process with one number of threads.
+"""The measurement of a benchmark: every row in turn, round after round, in one process.
 
-Rounds are interleaved so that whatever else the machine does hits all rows alike, and a row's figure is the best of its
-rounds. A first, short round warms everything up and finds how many concepts fit into memory together.
+Rounds are interleaved, so that other work on the machine affects all rows alike, and a row's seconds are the best of
+its rounds. A first, short round is the warm-up, and finds the largest pack that fits into memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from ...core.base_model import BaseModel
 from ...core.errors import InvalidInput, PersresError
-from ...core.training.device_memory import available_bytes, peak_memory, release_memory
+from ...core.training.device import available_bytes, peak_memory, release_memory
 from ...core.training.residual_training import is_out_of_memory
 from .bench_plan import BenchPlan
-from .bench_result import REFERENCE, BenchResult, Measured, compare
-from .contestants import QUICK_STEPS, Contestant, MemoryEnded, OurTraining, rendering_contestants, training_contestants
-from .device_peak import matmul_peak, threads
+from .bench_result import REFERENCE, BenchResult, Measurement, compare
+from .device_peak import cpu_threads, matmul_peak
+from .workloads import QUICK_STEPS, OurTraining, PackTooLarge, Workload, rendering_workloads, training_workloads
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -32,38 +32,41 @@ def run_bench(
     """Measure all rows of a plan.
 
     Args:
-        on_progress: called before every measurement with what it is, how many are done, and how many there will be.
+        on_progress: called before every measurement with its description, the number of measurements done, and the
+            number of all measurements.
 
     Raises:
-        InvalidInput: a row of the plan does not exist, or peft is missing.
+        InvalidInput: a row of the plan does not exist, or peft is not installed.
+        PersresError: the device has too little memory for a row other than a pack.
     """
-    with threads(plan.threads), rendering_contestants(base, plan.sampling, plan.training.identifier_token) as images:
-        training = training_contestants(base, plan.training, plan.pack_sizes)
-        book = _Book(base, plan, _chosen([*training, *images], plan.rows), on_progress)
-        book.warm_up()
+    with cpu_threads(plan.threads), rendering_workloads(base, plan.sampling, plan.training.identifier_token) as images:
+        training = training_workloads(base, plan.training, plan.pack_sizes)
+        measurements = _Measurements(base, plan, _select([*training, *images], plan.rows), on_progress)
+        measurements.warm_up()
         for _ in range(plan.rounds):
-            book.measure_all()
-        return book.result()
+            measurements.measure_all()
+        return measurements.result()
 
 
-def _chosen(contestants: Sequence[Contestant], names: tuple[str, ...]) -> list[Contestant]:
-    known = [one.name for one in contestants]
+def _select(workloads: Sequence[Workload], names: tuple[str, ...]) -> list[Workload]:
+    """Return the workloads with these names and the peers they are compared with; all, if there are no names."""
+    known = [one.name for one in workloads]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InvalidInput(f"there is no row {unknown[0]!r}", fix=f"choose from {', '.join(known)}")
     if not names:
-        return list(contestants)
-    references = {REFERENCE[one.unit] for one in contestants if one.name in names}
-    return [one for one in contestants if one.name in references.union(names)]
+        return list(workloads)
+    references = {REFERENCE[one.unit] for one in workloads if one.name in names}
+    return [one for one in workloads if one.name in references.union(names)]
 
 
 @dataclass(eq=False)
-class _Book:
-    """The measurements of one run; rows that do not fit are struck off."""
+class _Measurements:
+    """The measurements of one run. Packs that do not fit into memory are removed from `workloads`."""
 
     base: BaseModel
     plan: BenchPlan
-    contestants: list[Contestant]
+    workloads: list[Workload]
     on_progress: OnProgress
     seconds: dict[str, list[float]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -72,70 +75,75 @@ class _Book:
     done: int = 0
 
     def warm_up(self) -> None:
-        for contestant in list(self.contestants):
-            if contestant not in self.contestants:
+        for workload in list(self.workloads):
+            if workload not in self.workloads:
                 continue
-            if isinstance(contestant, OurTraining) and self._foreseeably_too_large(contestant):
-                self._end_of_memory(contestant)
+            if isinstance(workload, OurTraining) and self._would_not_fit(workload):
+                self._remove_packs_from(workload)
             else:
-                self._run(contestant, QUICK_STEPS, "warming up")
+                self._measure(workload, QUICK_STEPS, "warming up")
 
     def measure_all(self) -> None:
         self.peak = max(self.peak, matmul_peak(self.base.device, self.base.dtype))
-        for contestant in list(self.contestants):
-            if contestant not in self.contestants:
+        for workload in list(self.workloads):
+            if workload not in self.workloads:
                 continue
-            steps = self.plan.iterations if contestant.unit == "concept" else self.plan.sampling.steps
-            seconds = self._run(contestant, steps, "measuring")
+            steps = self.plan.iterations if workload.unit == "concept" else self.plan.sampling.steps
+            seconds = self._measure(workload, steps, "measuring")
             if seconds is not None:
-                self.seconds.setdefault(contestant.name, []).append(seconds)
+                self.seconds.setdefault(workload.name, []).append(seconds)
 
-    def _run(self, contestant: Contestant, steps: int, doing: str) -> float | None:
-        self.on_progress(f"{doing} {contestant.name}", self.done, len(self.contestants) * (1 + self.plan.rounds))
+    def _measure(self, workload: Workload, steps: int, activity: str) -> float | None:
+        """Execute a workload. Returns its seconds, or None if it is a pack that does not fit."""
+        self.on_progress(f"{activity} {workload.name}", self.done, len(self.workloads) * (1 + self.plan.rounds))
         self.done += 1
         try:
             with peak_memory(self.base.device) as peak:
-                seconds = contestant.seconds(steps)
-        except MemoryEnded:
-            assert isinstance(contestant, OurTraining)
-            self._end_of_memory(contestant)
+                seconds = workload.seconds(steps)
+        except PackTooLarge:
+            assert isinstance(workload, OurTraining)
+            self._remove_packs_from(workload)
             return None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             fix = "give a run spec with a smaller training.batch_size or sampling.batch_size (--spec)"
-            raise PersresError(f"the device has too little memory for {contestant.name}", fix=fix) from error
+            raise PersresError(f"the device has too little memory for {workload.name}", fix=fix) from error
         if peak.bytes is not None:
-            self.bytes[contestant.name] = max(peak.bytes, self.bytes.get(contestant.name, 0))
+            self.bytes[workload.name] = max(peak.bytes, self.bytes.get(workload.name, 0))
         return seconds
 
-    def _foreseeably_too_large(self, contestant: OurTraining) -> bool:
-        """On a CPU, running out of memory would end the process. Twice the concepts take at most twice the memory."""
-        half = self.bytes.get(OurTraining(contestant.job, contestant.pack_size // 2).name)
+    def _would_not_fit(self, workload: OurTraining) -> bool:
+        """Whether a pack would not fit by forecast: twice the concepts need at most twice the memory.
+
+        Only on a CPU, where running out of memory would end the process.
+        """
+        half = self.bytes.get(OurTraining(workload.job, workload.pack_size // 2).name)
         free = available_bytes(self.base.device) if self.base.device.type == "cpu" else None
         return half is not None and free is not None and 2 * half > free
 
-    def _end_of_memory(self, contestant: OurTraining) -> None:
-        self.contestants = [
-            one for one in self.contestants if not isinstance(one, OurTraining) or one.pack_size < contestant.pack_size
+    def _remove_packs_from(self, workload: OurTraining) -> None:
+        """Remove this pack and the larger ones."""
+        self.workloads = [
+            one for one in self.workloads if not isinstance(one, OurTraining) or one.pack_size < workload.pack_size
         ]
-        self.notes.append(f"memory ends at {contestant.name}: it and larger packs were left out")
+        self.notes.append(f"memory ends at {workload.name}: it and larger packs were left out")
         release_memory(self.base.device)
 
     def result(self) -> BenchResult:
-        measured = []
-        for contestant in self.contestants:
-            self.on_progress(f"counting the FLOPs of {contestant.name}", self.done, self.done)
-            name = contestant.name
+        measurements = []
+        for workload in self.workloads:
+            self.on_progress(f"counting the FLOPs of {workload.name}", self.done, self.done)
+            name = workload.name
             best = min(self.seconds[name])
-            measured.append(Measured(name, contestant.unit, best, contestant.flops(), self.bytes.get(name)))
-        return BenchResult(self._machine(), compare(measured, self.peak), (*self.notes, *self._how()))
+            measurements.append(Measurement(name, workload.unit, best, workload.flops(), self.bytes.get(name)))
+        return BenchResult(self._machine(), compare(measurements, self.peak), (*self.notes, *self._method_notes()))
 
-    def _how(self) -> Iterator[str]:
+    def _method_notes(self) -> Iterator[str]:
         plan = self.plan
         yield (
             f"training: {plan.iterations} steps measured, scaled to {plan.training.iterations} iterations of batch "
-            f"{plan.training.batch_size}; set-up and encoding counted once a concept"
+            f"{plan.training.batch_size}; set-up and encoding counted once per concept"
         )
         sampling = plan.sampling
         yield (
@@ -173,7 +181,7 @@ _MEMORY = {
 
 
 def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H100 80GB HBM3", or the CPU's model name."""
+    """Return the device's name, such as "NVIDIA H100 80GB HBM3", or the CPU's model name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,4 +1,4 @@
-"""What a benchmark run measures: on which device, how long, with which settings."""
+"""The plan of a benchmark: device, settings, rows, and how often each is measured."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..models.resolve import resolve_model
 from ..spec.run_spec import RunSpec
 from .published_shapes import PUBLISHED_SHAPES, build_published
 
-LARGEST_PACK = {"cpu": 16, "cuda": 1024}
+MAX_PACK = {"cpu": 16, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """Everything about a run but the model.
+    """All parameters of a benchmark but the model.
 
     Attributes:
-        iterations: optimizer steps really done; seconds are scaled to `training.iterations`.
-        rounds: how often every row is measured.
-        max_pack: the largest pack; memory may end before.
         threads: CPU threads of the process.
-        rows: names of the rows to measure, besides the peers they are compared with; empty for all.
+        max_pack: the largest pack, unless memory ends before.
+        iterations: optimizer steps that are measured; seconds are extrapolated to `training.iterations`.
+        rounds: how often every row is measured.
+        rows: names of the rows to measure; the peers they are compared with are added. Empty: all.
     """
 
     device: Literal["cpu", "cuda"]
@@ -57,21 +57,21 @@ def make_bench_plan(
     rounds: int = 3,
     rows: Sequence[str] = (),
 ) -> BenchPlan:
-    """Settle what was left open, and take the settings from a run spec or the defaults.
+    """Fill in what is not given, with the settings of a run spec or the defaults.
 
-    V* is frozen and no concept stops early or starts warm, since the peer has nothing like it.
+    V* is frozen and there is neither early stopping nor warm start, since the peer has none of them.
 
     Raises:
-        InvalidInput: CUDA is asked for where there is none.
+        InvalidInput: `device` is "cuda" and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("--device 'cuda': torch sees no CUDA device here", fix="say --device cpu")
-    settled = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+        raise InvalidInput("--device 'cuda': torch sees no CUDA device here", fix="give --device cpu")
+    found = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     settings = spec or RunSpec()
     return BenchPlan(
-        device=settled,
+        device=found,
         threads=threads or usable_threads(),
-        max_pack=max_pack or LARGEST_PACK[settled],
+        max_pack=max_pack or MAX_PACK[found],
         training=settings.training.model_copy(
             update={"train_identifier": False, "early_stopping": None, "warm_start": None}
         ),
@@ -83,15 +83,15 @@ def make_bench_plan(
 
 
 def usable_threads() -> int:
-    """The cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_bench_model(model: str, device: str) -> BaseModel:
-    """A published shape with random weights, or a real model: bfloat16 on CUDA, float32 on the CPU, as workers have it.
+    """Load a model, or build a published architecture with random weights: bfloat16 on CUDA, float32 on a CPU.
 
     Raises:
-        InvalidInput: there is no such model, or it cannot be measured.
+        InvalidInput: there is no such model, or it cannot be loaded.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     for shape in PUBLISHED_SHAPES:

@@ -1,4 +1,4 @@
-"""What a benchmark found: a row a way of working, and the JSON that other programs read."""
+"""The result of a benchmark: a row for each workload, and its JSON."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 Unit = Literal["concept", "image"]
 REFERENCE: Mapping[Unit, str] = {"concept": "peer", "image": "peer_render"}
-"""The row that the others of its unit are compared with."""
+"""The row with which the others of its unit are compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one row's rounds gave.
+class Measurement:
+    """The measurement of one row.
 
     Attributes:
-        seconds: for one concept or image, the best of the rounds.
-        flops: that one concept or image takes.
-        peak_bytes: the most of all rounds; None where the machine does not tell.
+        seconds: per concept or image, the best of the rounds.
+        flops: per concept or image.
+        peak_bytes: the maximum of the rounds; None if it cannot be measured.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One line of the table.
+    """One row of the result.
 
     Attributes:
-        ratio_to_peer: how many times the peer's speed, so the peer's own is 1; None if the peer was not measured.
-        peak_share: the rate at which it did its FLOPs, as a share of the device's best matrix product.
+        ratio_to_peer: speed relative to the peer's; None if the peer was not measured.
+        peak_share: FLOP/s relative to those of the device's fastest matrix product.
     """
 
     name: str
@@ -57,7 +57,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """`machine`: where and how it was measured. `notes`: what a reader has to know beside the figures."""
+    """All rows, with the machine and settings they were measured with, and notes on how to read them."""
 
     machine: Mapping[str, Any]
     rows: tuple[BenchRow, ...]
@@ -67,11 +67,11 @@ class BenchResult:
         return json.dumps({"machine": dict(self.machine), "rows": [row.to_json() for row in self.rows]}, indent=1)
 
 
-def compare(measured: Sequence[Measured], matmul_peak: float) -> tuple[BenchRow, ...]:
-    """Hold every measurement against its peer and against the device."""
+def compare(measured: Sequence[Measurement], matmul_peak: float) -> tuple[BenchRow, ...]:
+    """Relate every measurement to its peer and to the device's peak rate."""
     seconds = {one.name: one.seconds for one in measured}
 
-    def row(one: Measured) -> BenchRow:
+    def row(one: Measurement) -> BenchRow:
         reference = seconds.get(REFERENCE[one.unit])
         ratio = reference / one.seconds if reference is not None else None
         share = one.flops / one.seconds / matmul_peak

@@ -1,4 +1,4 @@
-"""The device: waiting for it, its CPU threads, and what it can do at most, the best rate of a plain matrix product."""
+"""The device's peak rate, that of a plain matrix product, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from contextlib import contextmanager
 
 import torch
 
+from ...core.training.device import synchronize
+
 _SIDES = {"cuda": (2048, 4096, 8192, 12288), "cpu": (512, 1024, 2048)}
-_SECONDS_A_SHAPE = 0.25
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was asked; on a CPU that is now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+_SECONDS_PER_SHAPE = 0.25
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with this many CPU threads while this is open."""
+def cpu_threads(count: int) -> Iterator[None]:
+    """Context manager in which torch computes with `count` CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -30,7 +26,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of a few square matrix products: the highest bar a row can be held to."""
+    """Return the FLOP/s of the fastest of a few square matrix products, the upper bound for every row."""
     return max(_rate(side, device, dtype) for side in _SIDES["cuda" if device.type == "cuda" else "cpu"])
 
 
@@ -39,13 +35,13 @@ def _rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
     products = 1
-    while True:  # best of several bursts; each burst twice as long as the last until one is long enough to trust
+    while True:  # double the number of products until they take long enough to be measured
         synchronize(device)
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=out)
         synchronize(device)
         seconds = time.perf_counter() - started
-        if seconds >= _SECONDS_A_SHAPE:
+        if seconds >= _SECONDS_PER_SHAPE:
             return 2 * side**3 * products / seconds
         products *= 2

@@ -1,28 +1,27 @@
-"""The peer: what the training scripts in diffusers' examples/dreambooth compute, written anew for comparison.
+"""The peer's training: a reimplementation of the training loop of diffusers' DreamBooth LoRA scripts, for comparison.
 
-They are train_dreambooth_lora.py, and for Stable Diffusion XL train_dreambooth_lora_sdxl.py.
+The scripts are examples/dreambooth/train_dreambooth_lora.py and, for XL, train_dreambooth_lora_sdxl.py.
 
-Kept as they have them, at their defaults:
-- one concept at a time; Accelerator (its mixed precision where the model is bfloat16), `accelerator.prepare`,
-  UNet, VAE and text encoder frozen in one number format (XL: the VAE in float32, its latents in the UNet's format),
-  the UNet in train mode with diffusers' own SDPA attention;
-- peft LoRA through `unet.add_adapter`, gaussian start, alpha = rank, its weights in the UNet's number format (the
-  scripts lift them to float32 for fp16 only);
-- a DataLoader with shuffle that resizes, crops at random and normalizes every picture anew (XL: once); in every step
-  VAE encoding and a sample of its posterior, the text encoder (XL: both encoders once, before the first step; every
-  step repeats their states and the pooled state for its pictures and adds size and crop), noise, timesteps, one UNet
-  pass, MSE in float32, backward, gradient clipping to norm 1, AdamW (weight decay 0.01), the constant rate's scheduler,
-  zero_grad, and reading the loss.
+The same as in the scripts, with their defaults:
+- one concept at a time; Accelerator (mixed precision if the model is bfloat16), `accelerator.prepare`; UNet, VAE and
+  text encoder frozen, in one number format (XL: the VAE in float32, its latents in the UNet's format); the UNet in
+  train mode with diffusers' own SDPA attention;
+- peft LoRA by `unet.add_adapter`, gaussian initialization, alpha = rank, weights in the UNet's number format (the
+  scripts convert them to float32 for fp16 only);
+- a shuffling DataLoader that resizes, randomly crops and normalizes every image anew (XL: once);
+- in every step, VAE encoding and a sample of its posterior, the text encoder (XL: both encoders once, before the first
+  step; every step repeats their states and the pooled state for its images and adds size and crop), noise, timesteps,
+  one UNet pass, MSE in float32, backward, gradient clipping to norm 1, AdamW (weight decay 0.01), the constant
+  learning-rate scheduler, zero_grad, and reading the loss.
 
-Changed so that it does the same job as ours: LoRA sits on `proj_out` (theirs: the attention projections), with the
-layers' own ranks, and learning rate, batch size, prompt and iterations are ours. V* is frozen, as in the scripts.
+Changed to do the same job as ours: LoRA is on `proj_out` (in the scripts, on the attention projections) with our ranks,
+and learning rate, batch size, prompt and iterations are ours. V* is frozen, as in the scripts.
 
-Cached: --pre_compute_text_embeddings, which XL's script always does, and the latents computed once as --cache_latents
-does in the advanced scripts beside these; the posterior is kept, sampled anew in every step, and pictures are not
-touched again.
+Cached: text states as with --pre_compute_text_embeddings, which XL's script always does, and latents as with
+--cache_latents of the advanced scripts: the posterior is computed once per image and sampled anew in every step.
 
-Left out, all in the peer's favour: starting Python and loading the model for every concept, reading files, logging and
-progress bars, checkpoints, validation, saving.
+Left out, all in the peer's favour: starting Python and loading the model for every concept, reading files, logging,
+progress bars, checkpoints, validation, and saving.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from ...core.errors import InvalidInput
 from ...core.identifier_token import tokenize
 from ...core.text_conditioning import TextConditioning, encode_text
 from ...core.training.settings import TrainingSettings
-from .twin import twin
+from .shared_weights import copy_with_shared_weights
 
 WEIGHT_DECAY = 1e-2
 MAX_GRAD_NORM = 1.0
@@ -54,7 +53,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeerModels:
-    """What a script loads for one concept; the UNet is its own to change, the weights are the base model's."""
+    """The modules of one concept's training; the UNet may be changed, its weights are the base model's."""
 
     base: BaseModel
     unet: UNet2DConditionModel
@@ -64,7 +63,8 @@ class PeerModels:
     def load(cls, base: BaseModel) -> PeerModels:
         require_peft()
         keeps_vae = base.text_encoder_2 is not None or base.vae.dtype == base.dtype
-        return cls(base, twin(base.unet), base.vae if keeps_vae else twin(base.vae, base.dtype))
+        vae = base.vae if keeps_vae else copy_with_shared_weights(base.vae, base.dtype)
+        return cls(base, copy_with_shared_weights(base.unet), vae)
 
     @property
     def is_xl(self) -> bool:
@@ -73,28 +73,17 @@ class PeerModels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeerTrained:
-    """`losses`: of every step. `unet`: with its trained LoRA inside."""
+    """The losses of all steps, and the UNet with its trained LoRA."""
 
     losses: list[float]
     unet: UNet2DConditionModel
 
-    def lora_weights(self) -> dict[str, Tensor]:
-        """The LoRA as the script hands it to `save_lora_weights`."""
-        from diffusers.utils import convert_state_dict_to_diffusers
-        from peft.utils import get_peft_model_state_dict
-
-        weights: dict[str, Tensor] = get_peft_model_state_dict(self.unet)
-        return convert_state_dict_to_diffusers({name: weight.float() for name, weight in weights.items()})
-
-    def lora_config(self) -> dict[str, Any]:
-        """What a loader has to know besides the weights, since ranks differ between layers."""
-        config: Any = self.unet.peft_config["default"]  # type: ignore[attr-defined]
-        return config.to_dict()
-
 
 def require_peft() -> None:
-    """Raises:
-    InvalidInput: peft, which the peer is made of, is not installed.
+    """Check that the peer's packages are installed.
+
+    Raises:
+        InvalidInput: peft or accelerate is not installed.
     """
     try:
         import accelerate  # noqa: F401
@@ -115,10 +104,10 @@ def train_peer(
     """Train one concept's LoRA for `settings.iterations` steps.
 
     Args:
-        models: loaded for this concept; its UNet is changed.
-        references: H x W x 3 uint8 pictures.
-        cached: text states and latents are computed once, before the first step; XL's text states always are.
-        on_step: called with the number of steps done.
+        models: loaded for this concept; the UNet gets the LoRA.
+        references: images, each H x W x 3 uint8.
+        cached: compute text states and latents once, before the first step; XL's text states always are.
+        on_step: called after every step with the number of steps done.
     """
     accelerator = _accelerator(models.base)
     parameters = _add_lora(models, settings)
@@ -151,7 +140,7 @@ def _accelerator(base: BaseModel) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # The script is a process of its own, and accelerate remembers the first device and precision a process asked for.
+    # A script is a process of its own, but accelerate keeps the first device and precision of a process.
     AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = base.device.type == "cpu"
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if base.dtype == torch.bfloat16 else "no")
@@ -183,7 +172,7 @@ def _text_once(base: BaseModel, prompt: str) -> TextConditioning:
 def _loss(
     models: PeerModels, unet: Any, noise_scheduler: Any, batch: Mapping[str, Tensor], text: TextConditioning | None
 ) -> Tensor:
-    """One step's forward pass; the frozen encoders keep no graph, since nothing that reaches them needs a gradient."""
+    """Return the loss of one step."""
     latents = _latents(models, batch)
     noise = torch.randn_like(latents)
     last = noise_scheduler.config.num_train_timesteps
@@ -216,18 +205,18 @@ def _latents(models: PeerModels, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _endless(loader: Any, steps: int) -> Iterator[dict[str, Tensor]]:
-    """Epoch after epoch, until `steps` batches were given."""
-    given = 0
+    """Yield `steps` batches, epoch after epoch."""
+    count = 0
     while True:
         for batch in loader:
-            if given == steps:
+            if count == steps:
                 return
-            given += 1
+            count += 1
             yield batch
 
 
 class _Examples(Dataset[dict[str, Tensor]]):
-    """A picture an example, made ready anew each time it is asked for; or what was computed once from each."""
+    """One example per image, computed by `example` at each access."""
 
     def __init__(self, count: int, example: Callable[[int], dict[str, Tensor]]) -> None:
         self.count, self.example = count, example
@@ -248,29 +237,29 @@ def _dataset(models: PeerModels, references: Sequence[np.ndarray], prompt: str, 
             prompt, truncation=True, padding="max_length", max_length=length, return_tensors="pt"
         ).input_ids[0]
 
-    kept: list[dict[str, Tensor]] = []
+    examples: list[dict[str, Tensor]] = []
     if not cached and not models.is_xl:
         return _Examples(len(references), lambda i: {"pixels": _pixels(references[i], side), "ids": tokens()})
     if not cached:
-        kept = [{"pixels": _pixels(reference, side)} for reference in references]
-        return _Examples(len(kept), kept.__getitem__)
+        examples = [{"pixels": _pixels(reference, side)} for reference in references]
+        return _Examples(len(examples), examples.__getitem__)
     with torch.no_grad():
         for reference in references:
             pixels = _pixels(reference, side)[None].to(base.device, models.vae.dtype)
             posterior = models.vae.encode(pixels, return_dict=False)[0]
-            kept.append({"mean": posterior.mean[0], "std": posterior.std[0]})
-    return _Examples(len(kept), kept.__getitem__)
+            examples.append({"mean": posterior.mean[0], "std": posterior.std[0]})
+    return _Examples(len(examples), examples.__getitem__)
 
 
 def _pixels(reference: np.ndarray, side: int) -> Tensor:
-    """[3, side, side] in [-1, 1]: the shorter side scaled to `side`, then a square cut out at random."""
-    picture = Image.fromarray(reference)
-    scale = side / min(picture.size)
-    size = (max(side, round(picture.width * scale)), max(side, round(picture.height * scale)))
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    """Scale the shorter side to `side` and crop a random square: [3, side, side] in [-1, 1]."""
+    image = Image.fromarray(reference)
+    scale = side / min(image.size)
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (int(torch.randint(0, extent - side + 1, ())) for extent in size)
-    values = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32)
+    values = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 

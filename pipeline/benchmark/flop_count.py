@@ -1,6 +1,6 @@
-"""FLOPs counted while they happen, not looked up: matrix products, convolutions and attention, forward and backward.
+"""Count FLOPs during execution: those of matrix products, convolutions and attention, forward and backward.
 
-Not counted: element-wise work, normalizations, softmax, the optimizer. A multiplication with an addition is two.
+Not counted: element-wise operations, normalizations, softmax, the optimizer. A multiply-add is two FLOPs.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# torch counts the attention kernels of GPUs but not the one that CPUs use.
+# torch counts the attention kernels of GPUs but not that of CPUs.
 _ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
-def flops_of(work: Callable[[], object]) -> int:
-    """How many FLOPs `work` does; it is really done."""
+def count_flops(work: Callable[[], object]) -> int:
+    """Execute `work` and return its FLOPs."""
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
         work()
     return counter.get_total_flops()
 
 
-def flops_of_steps(work: Callable[[int], object], steps: int) -> int:
-    """FLOPs of work whose steps are all alike, from counting one step and two; what comes before and after counts once.
+def count_flops_of_steps(work: Callable[[int], object], steps: int) -> int:
+    """Return the FLOPs of `work(steps)`, extrapolated from `work(1)` and `work(2)`, since all steps are alike.
 
     Args:
-        work: called with the number of steps to do.
-        steps: how many steps to answer for.
+        work: executes the given number of steps, with whatever comes before and after them.
     """
-    one, two = (flops_of(lambda count=count: work(count)) for count in (1, 2))
+    one, two = (count_flops(lambda count=count: work(count)) for count in (1, 2))
     return one + (two - one) * (steps - 1)

@@ -1,9 +1,9 @@
-"""The peer's rendering: diffusers' StableDiffusionPipeline or its XL sibling, one concept after another.
+"""The peer's rendering: diffusers' StableDiffusionPipeline or StableDiffusionXLPipeline, one concept after another.
 
-For every concept its LoRA file is read into the pipeline, its whole prompt set is rendered in one call, and the LoRA
-is taken out again: a pipeline applies one LoRA to a whole batch, so a batch cannot be larger than a prompt set.
-Guidance, steps, scheduler and initial noise are ours; attention is the pipeline's own default, and all its parts have
-one number format, as `from_pretrained(..., torch_dtype=...)` would have loaded them.
+For every concept the pipeline loads its LoRA file, renders its whole prompt set in one call, and unloads the LoRA. A
+pipeline applies one LoRA to a whole batch, so a batch cannot be larger than a prompt set. Guidance, steps, scheduler
+and initial noise are ours; attention is the pipeline's default, and all parts have one number format, as
+`from_pretrained(..., torch_dtype=...)` loads them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ...core.base_model import BaseModel
 from ...core.sampling.lag_sampling import RenderRequest, make_scheduler, tokenize_request
 from ...core.sampling.settings import SamplingSettings
 from .dreambooth_lora_peer import require_peft
-from .twin import twin
+from .shared_weights import copy_with_shared_weights
 
 AnyPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 
 def load_pipeline(base: BaseModel, settings: SamplingSettings) -> AnyPipeline:
-    """A pipeline over the base model's weights, with a UNet of its own to put LoRAs into.
+    """Build a pipeline with the base model's weights and a UNet of its own, into which LoRAs can be loaded.
 
     Raises:
         InvalidInput: peft is not installed.
     """
     require_peft()
     parts: dict[str, Any] = {
-        "vae": base.vae if base.vae.dtype == base.dtype else twin(base.vae, base.dtype),
+        "vae": base.vae if base.vae.dtype == base.dtype else copy_with_shared_weights(base.vae, base.dtype),
         "text_encoder": base.text_encoder,
         "tokenizer": base.tokenizer,
-        "unet": twin(base.unet),
+        "unet": copy_with_shared_weights(base.unet),
         "scheduler": make_scheduler(base, settings),
     }
     if base.text_encoder_2 is None:
@@ -58,7 +58,7 @@ def render_peer(
     *,
     identifier_token: str,
 ) -> dict[RenderRequest, np.ndarray]:
-    """Render every request, concept by concept: H x W x 3 uint8 each."""
+    """Render every request, concept by concept. Each image is H x W x 3 uint8."""
     images: dict[RenderRequest, np.ndarray] = {}
     for concept_id, lora_file in lora_files.items():
         wanted = [request for request in requests if request.concept_id == concept_id]

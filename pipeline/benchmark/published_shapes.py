@@ -1,8 +1,8 @@
-"""Stable Diffusion in its published shapes, with random weights: speed depends on shapes, not on what was learned.
+"""Stable Diffusion's published architectures with random weights: speed depends on shapes, not on weights.
 
-The shapes are those of the configurations published with stable-diffusion-v1-5, stable-diffusion-2-1 (768 pixels,
-v-prediction) and stable-diffusion-xl-base-1.0. Their tokenizer's vocabulary is not part of this package; Spriteworld's
-stands in, padded to the published 77 tokens, so the text encoders do the same work on other ids.
+The shapes are those of the published configurations of stable-diffusion-v1-5, stable-diffusion-2-1 (768 pixels,
+v-prediction) and stable-diffusion-xl-base-1.0. The tokenizer is Spriteworld's, padded to the published 77 tokens, since
+theirs is not part of this package; the text encoders do the same work on other ids.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _SCHEDULE: dict[str, Any] = {
 
 
 def unet_of(shape: PublishedShape) -> UNet2DConditionModel:
-    """On torch's current default device; the same holds for the other parts."""
+    """Build the UNet on torch's default device."""
     return UNet2DConditionModel(in_channels=4, out_channels=4, **UNETS[shape])
 
 
@@ -115,16 +115,16 @@ def text_config_of(values: dict[str, Any]) -> CLIPTextConfig:
 
 
 def build_published(shape: PublishedShape, *, device: torch.device | str, dtype: torch.dtype) -> BaseModel:
-    """A frozen base model of a published shape; the VAE in float32, as `load_base_model` leaves it."""
+    """Build a frozen base model of a published shape in `dtype`, with the VAE in float32, as `load_base_model` does."""
 
-    def part(module: Any, its_dtype: torch.dtype) -> Any:
-        return torch.nn.Module.to(module, dtype=its_dtype).eval().requires_grad_(False)
+    def part(module: Any, part_dtype: torch.dtype) -> Any:
+        return torch.nn.Module.to(module, dtype=part_dtype).eval().requires_grad_(False)
 
     with torch.device(device):
         unet, vae = part(unet_of(shape), dtype), part(vae_of(shape), torch.float32)
         text_encoder = part(CLIPTextModel(text_config_of(TEXT_ENCODERS[shape])), dtype)
         second = CLIPTextModelWithProjection(text_config_of(SDXL_SECOND_TEXT_ENCODER)) if shape == "sdxl" else None
-    unet.to(memory_format=torch.channels_last)  # as `load_base_model` lays it out
+    unet.to(memory_format=torch.channels_last)  # as in `load_base_model`
     tokenizer = CLIPTokenizer.from_pretrained(
         base_model_path(), subfolder="tokenizer", local_files_only=True, model_max_length=TOKENS
     )

@@ -1,4 +1,4 @@
-"""Seconds of work made of many like steps, measured over a few and scaled to all of them."""
+"""Measure a few of many like steps, and extrapolate the seconds to all of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .device_peak import synchronize
+from ...core.training.device import synchronize
 
 
 @dataclass(eq=False)
 class StepClock:
-    """Started when made. The device is waited for at the first step, the last one and the end, and not in between.
+    """A clock that starts when it is created. Synchronizes with the device only at the first and last step and the end.
 
     Args:
-        steps: how many will be done.
-        seconds: a clock that only grows; tests bring their own.
+        steps: the number of steps that will be done.
+        seconds: a monotonic clock.
     """
 
     device: torch.device
@@ -28,15 +28,15 @@ class StepClock:
     def __post_init__(self) -> None:
         self._mark()
 
-    def stepped(self, done: int) -> None:
-        """Tell that `done` steps are finished."""
+    def step_done(self, done: int) -> None:
+        """Record that `done` steps are done."""
         if done in (1, self.steps):
             self._mark()
 
-    def scaled_to(self, steps: int) -> float:
-        """Stop, and give the seconds that `steps` steps would take: set-up and end once, a step `steps` times.
+    def seconds_for(self, steps: int) -> float:
+        """Stop the clock and return the seconds that `steps` steps would take, with set-up and end counted once.
 
-        With a single step measured, the set-up counts as part of the step.
+        If only one step was measured, the set-up counts as part of the step.
         """
         self._mark()
         if len(self._marks) == 3:

@@ -1,4 +1,4 @@
-"""Where the time of one packed training step and of one denoising step goes, operator by operator."""
+"""Profile a training step of a pack and denoising steps, operator by operator."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from ...core.base_model import BaseModel
 from ...core.latents import encode_references
+from ...core.training.device import synchronize
 from ...core.training.training_pack import TrainingRequest
 from .bench_plan import BenchPlan
-from .contestants import MACRO_CLASS, QUICK_STEPS, OurTraining, TrainingJob, rendering_contestants
-from .device_peak import synchronize, threads
+from .device_peak import cpu_threads
+from .workloads import MACRO_CLASS, QUICK_STEPS, OurTraining, TrainingJob, rendering_workloads
 
 OPERATORS_SHOWN = 40
-
-
-LARGEST_PROFILED = 8
+MAX_PROFILED_PACK = 8
 
 
 def profile_steps(base: BaseModel, plan: BenchPlan) -> str:
-    """Two tables of torch's profiler: the second step of a pack, and LAG batches over two denoising steps."""
-    with threads(plan.threads):
-        return _profile(base, plan, min(plan.max_pack, LARGEST_PROFILED))
+    """Return two tables of torch's profiler: the second step of a pack, and LAG batches of two denoising steps."""
+    with cpu_threads(plan.threads):
+        return _profile(base, plan, min(plan.max_pack, MAX_PROFILED_PACK))
 
 
 def _profile(base: BaseModel, plan: BenchPlan, pack_size: int) -> str:
@@ -31,9 +30,9 @@ def _profile(base: BaseModel, plan: BenchPlan, pack_size: int) -> str:
     job = TrainingJob(base, plan.training)
     latents = encode_references(base, job.references)
     requests = [TrainingRequest(f"profile-{slot}", MACRO_CLASS, slot, latents) for slot in range(pack_size)]
-    OurTraining(job, pack_size).train(requests, job.shortened(2), step.stepped)
+    OurTraining(job, pack_size).train(requests, job.shortened(2), step.step_done)
     rendering = _profiler(base.device)
-    with rendering_contestants(base, plan.sampling, plan.training.identifier_token) as images, rendering:
+    with rendering_workloads(base, plan.sampling, plan.training.identifier_token) as images, rendering:
         next(one for one in images if one.name == "render_lag").seconds(QUICK_STEPS)
     return "\n".join(
         [
@@ -47,7 +46,7 @@ def _profile(base: BaseModel, plan: BenchPlan, pack_size: int) -> str:
 
 @dataclass
 class _SecondStep:
-    """A profiler that is open from the end of the first step to the end of the second."""
+    """A profiler that records from the end of the first step to the end of the second."""
 
     device: torch.device
     pack_size: int
@@ -56,7 +55,7 @@ class _SecondStep:
     def __post_init__(self) -> None:
         self.profiler = _profiler(self.device)
 
-    def stepped(self, done: int) -> None:
+    def step_done(self, done: int) -> None:
         synchronize(self.device)
         if done == self.pack_size:
             self.profiler.start()

@@ -1,1 +1,1 @@
-"""What a catalog holds and how it is read: paths, lease, schemas, commit records, index, data files."""
+"""The catalog's format and how it is read: paths, lease, schemas, commit records, index, data files."""

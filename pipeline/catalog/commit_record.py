@@ -1,8 +1,8 @@
-"""What a commit record says, and which record a reader believes. Pure: values in, values out.
+"""Commit records: their JSON, and which of several records holds a concept's current state. Pure functions.
 
-A record is the last object a shard's attempt writes, and the only thing a reader trusts: a data file without a record
-is the debris of an attempt that died. Several records may speak of one concept (a later run, or two attempts of
-one shard); `newest_per_concept` names the winner, the same one in every process.
+An attempt at a shard writes its record last, and readers trust only records: a data file without one was left by a lost
+attempt. If several records hold a concept (of a later run, or of two attempts at a shard), `supersedes` makes the same
+choice in every process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...core.errors import ConceptFailure, StoreError
 
 RECORD_VERSION = 1
 
-_END = b"\n}"  # only the last brace of an indented record stands at the beginning of a line
+_END = b"\n}"  # in indented JSON only the last brace begins a line
 
 ShardKind = Literal["train", "render"]
 
@@ -37,13 +37,16 @@ class Fingerprints:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What some shards took on one kind of device at one pace. Seconds are the device's.
+    """Device time of shards that ran on one kind of device with the same settings.
 
     Attributes:
         device: such as "NVIDIA H100 80GB HBM3", or "cpu, 1 thread".
-        concepts: those that were trained; `iterations` is the sum of theirs.
-        pack_steps: optimizer steps of whole packs of `pack_size` that this took.
-        images: those that were rendered and scored, in `batches`.
+        training: digest of the settings that affect the time of a pack step.
+        rendering: digest of the settings that affect the time of a batch.
+        concepts: number of concepts trained, in `iterations` altogether.
+        pack_steps: optimizer steps of whole packs of `pack_size`.
+        images: number of images rendered and scored, in `batches`.
+        train_seconds, render_seconds: the device's seconds.
     """
 
     device: str
@@ -64,20 +67,20 @@ class Measured:
         return self.train_seconds + self.render_seconds
 
     @classmethod
-    def from_values(cls, raw: Any) -> Measured:
-        """From what `asdict` made of it; what a later version may have added is ignored.
+    def from_dict(cls, raw: Any) -> Measured:
+        """The inverse of `asdict`; ignores fields that a later version may have added.
 
         Raises:
-            TypeError: something is missing.
+            TypeError: a field is missing, or `raw` is no mapping.
         """
-        return cls(**{name: raw[name] for name in cls.__dataclass_fields__ if name in raw})
+        return _from_known_fields(cls, raw)
 
 
 @dataclass(frozen=True, slots=True)
 class VariantScores:
-    """Means over a concept's renderings of one variant; None where nothing was scored.
+    """Mean scores of a concept's renderings of one variant; None if they were not scored.
 
-    `passed` counts the renderings that the gate let through, None where there was no gate.
+    `passed` is the number of renderings that reach the gate; None without a gate.
     """
 
     images: int
@@ -88,12 +91,14 @@ class VariantScores:
 
 @dataclass(frozen=True, slots=True)
 class CommittedConcept:
-    """A concept as the catalog holds it: done with which fingerprints, and where its rows lie.
+    """A concept's committed state: its fingerprints and scores, and where its rows are.
 
-    Files are paths inside the catalog. `residual_row` is a row number in `residual_file`; `rendering_rows` is
-    (first row, number of rows) in `rendering_file`, which is None when the concept had no prompts. `residual_digest` is
-    the `blob_digest` of the residual, `renderings_digest` the `rendering_digest` of the images in the order of their
-    rows; empty where an earlier version committed the concept, or where there are no images.
+    Attributes:
+        residual_file, rendering_file: paths in the catalog; `rendering_file` is None for a concept without prompts.
+        residual_row: row number in `residual_file`.
+        rendering_rows: (first row, number of rows) in `rendering_file`.
+        residual_digest: `blob_digest` of the residual; empty if an earlier version committed the concept.
+        renderings_digest: `rendering_digest` of the images by row; empty as above, or without images.
     """
 
     concept_id: str
@@ -111,10 +116,13 @@ class CommittedConcept:
 
 @dataclass(frozen=True, slots=True)
 class ShardCommit:
-    """One attempt at one shard, committed: what it holds, under which fingerprints.
+    """The commit record of one attempt at a shard.
 
-    `bytes_written` is the size of its data files. `measured` is what the device took for how much; None where an
-    earlier version committed.
+    Attributes:
+        files: paths of its data files, by kind.
+        seconds: time by phase.
+        bytes_written: size of its data files.
+        measured: None if an earlier version committed the attempt.
     """
 
     run_id: str
@@ -130,92 +138,84 @@ class ShardCommit:
     measured: Measured | None = None
 
     def to_json(self) -> bytes:
-        """The record as it is stored: indented JSON, keys sorted, one object."""
+        """The record as stored: one indented JSON object with sorted keys."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, text: bytes, *, path: str) -> ShardCommit:
-        """Read a record; `path` is named in errors. Unknown fields are ignored: a later minor version may add some.
+        """Parse a record, ignoring unknown fields, which a later minor version may add.
+
+        Args:
+            path: the record's name in errors.
 
         Raises:
-            TornRecord: it was cut off while it was written.
-            StoreError: the record is damaged, or of a version this code cannot read.
+            TornRecord: the record was cut off while it was written.
+            StoreError: the record is damaged, or of a version that this code cannot read.
         """
         try:
             raw = json.loads(text)
         except ValueError as error:
-            raise _damaged(path, error) if text.rstrip().endswith(_END) else _torn(path) from error
+            raise _damaged_record(path, error) if text.rstrip().endswith(_END) else _torn_record(path) from error
         try:
             version = int(raw["version"])
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from error
+            raise _damaged_record(path, error) from error
         if version > RECORD_VERSION:
             raise StoreError(
                 f"commit record {path} has version {version}; this persres-batch reads up to {RECORD_VERSION}",
                 fix="use the persres-batch that wrote this catalog, or a newer one",
             )
         try:
-            concepts = tuple(_concept(item) for item in raw["concepts"])
-            failures = tuple(_known(ConceptFailure, item) for item in raw["failures"])
-            measured = Measured.from_values(raw["measured"]) if raw.get("measured") else None
-            return _known(cls, {**raw, "concepts": concepts, "failures": failures, "measured": measured})
+            concepts = tuple(_parse_concept(item) for item in raw["concepts"])
+            failures = tuple(_from_known_fields(ConceptFailure, item) for item in raw["failures"])
+            measured = Measured.from_dict(raw["measured"]) if raw.get("measured") else None
+            return _from_known_fields(cls, {**raw, "concepts": concepts, "failures": failures, "measured": measured})
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise _damaged_record(path, error) from error
 
 
 class TornRecord(StoreError):
-    """A record that was cut off while it was written, so that it never was one: nothing was committed by it."""
+    """A record that was cut off while it was written, so that it commits nothing."""
 
 
 def blob_digest(blob: bytes) -> str:
-    """What a residual's bytes are told apart by: the first 32 hex digits of their sha256."""
+    """The first 32 hexadecimal digits of a residual's SHA-256."""
     return hashlib.sha256(blob).hexdigest()[:32]
 
 
 def rendering_digest(images: Iterable[bytes]) -> str:
-    """The same for a concept's images together, in the order of their rows; empty where there are none."""
+    """One digest of a concept's images in the order of their rows, 32 hexadecimal digits; empty without images."""
     digests = [hashlib.sha256(image).digest() for image in images]
     return hashlib.sha256(b"".join(digests)).hexdigest()[:32] if digests else ""
 
 
 def supersedes(one: tuple[str, str, str], other: tuple[str, str, str]) -> bool:
-    """Whether of two commits of a concept, each a (run id, attempt, shard id), the first is the one that counts.
+    """Whether a concept's commit `one` takes precedence over `other`; each is a (run id, attempt, shard id).
 
-    A later run wins over an earlier one (run ids sort by time). Within a run the smallest (attempt, shard id) wins:
-    attempts of the same work hold the same results, so this only has to be the same choice everywhere. It is a total
-    order, so the winner of many is the winner of the winners of any parts: compaction may fold them piece by piece.
+    A later run takes precedence over an earlier one (run ids sort by time). Within a run the smallest (attempt, shard
+    id) does: attempts at the same work have the same results, so the choice only has to be the same everywhere. The
+    order is total, so commits can be reduced in any grouping, as compaction does.
     """
     return one[0] > other[0] or (one[0] == other[0] and one[1:] < other[1:])
 
 
-def newest_per_concept(records: Iterable[ShardCommit]) -> dict[str, CommittedConcept]:
-    """The one committed state of every concept, sorted by concept id, whatever the order of `records`.
-
-    By `supersedes`, in the most obvious way; `CommittedConcepts` makes the same choice among millions.
-    """
-    winners: dict[str, CommittedConcept] = {}
-    by_attempt = sorted(records, key=lambda record: (record.attempt, record.shard_id))
-    for record in sorted(by_attempt, key=lambda record: record.run_id, reverse=True):
-        for concept in record.concepts:
-            winners.setdefault(concept.concept_id, concept)
-    return dict(sorted(winners.items()))
-
-
-def _concept(raw: Mapping[str, Any]) -> CommittedConcept:
+def _parse_concept(raw: Mapping[str, Any]) -> CommittedConcept:
     first, count = raw["rendering_rows"]
-    scores = {variant: _known(VariantScores, item) for variant, item in raw["scores"].items()}
-    return _known(CommittedConcept, {**raw, "rendering_rows": (first, count), "scores": scores})
+    scores = {variant: _from_known_fields(VariantScores, item) for variant, item in raw["scores"].items()}
+    return _from_known_fields(CommittedConcept, {**raw, "rendering_rows": (first, count), "scores": scores})
 
 
-def _known(kind: Any, raw: Mapping[str, Any]) -> Any:
+def _from_known_fields(kind: Any, raw: Mapping[str, Any]) -> Any:
     return kind(**{name: raw[name] for name in kind.__dataclass_fields__ if name in raw})
 
 
-def _torn(path: str) -> TornRecord:
-    return TornRecord(f"commit record {path} was cut off while it was written", fix=f"delete {path}; it says nothing")
+def _torn_record(path: str) -> TornRecord:
+    return TornRecord(
+        f"commit record {path} was cut off while it was written", fix=f"delete {path}, which commits nothing"
+    )
 
 
-def _damaged(path: str, error: Exception) -> StoreError:
+def _damaged_record(path: str, error: Exception) -> StoreError:
     return StoreError(
         f"commit record {path} is damaged ({type(error).__name__}: {error})",
         fix=f"delete {path}; the next submit does its concepts again",

@@ -1,6 +1,6 @@
-"""A catalog's Parquet files, below the level of single results: which concepts have rows in one, and where those lie.
+"""Data files, the Parquet files of a catalog: write one, read one as a whole, find the concepts in it.
 
-Reading one concept's results is `shard_commit`'s. This is for whoever goes through a whole catalog, file by file.
+`results` reads single concepts.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core.errors import StoreError, StoreRefused, StoreUnavailable
+from . import layout
 from .store import CatalogStore
 
-FOLDERS = ("residuals/", "renderings/")
+_FOLDERS = (layout.RESIDUALS, layout.RENDERINGS)
 _ID = "concept_id"
 
 T = TypeVar("T")
 
 
 class DamagedFile(StoreError):
-    """A data file that was read and makes no sense: another try would end the same way."""
+    """A data file whose content is wrong, so that a retry cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` rows of a file from row `first` on, and whose they are."""
+    """The rows of a concept in a data file: `count` of them, from row `first` on."""
 
     first: int
     count: int
@@ -39,49 +40,65 @@ class Span:
 
 
 def data_files(store: CatalogStore) -> list[str]:
-    """The paths of all data files, whether anything committed refers to them or not."""
-    return [path for folder in FOLDERS for path in store.list(folder) if path.endswith(".parquet")]
+    """The paths of all data files, committed or not."""
+    return [path for folder in _FOLDERS for path in store.list(folder) if path.endswith(".parquet")]
 
 
-def read_data_file(store: CatalogStore, path: str, use: Callable[[pq.ParquetFile], T], *, in_parts: bool = False) -> T:
-    """What `use` makes of an open file.
+def referenced_files(index: pa.Table) -> set[str]:
+    """The data files that rows of a table of schema `INDEX` refer to."""
+    columns = (index.column(name).cast(pa.string()).unique() for name in ("residual_file", "rendering_file"))
+    return {path for column in columns for path in column.to_pylist() if path is not None}
+
+
+def open_parquet(file: Any) -> pq.ParquetFile:
+    """A Parquet reader that verifies checksums and fetches adjacent columns of a row group in one request."""
+    return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+
+
+def read_data_file(store: CatalogStore, path: str, read: Callable[[pq.ParquetFile], T], *, in_parts: bool = False) -> T:
+    """Return `read` of the opened data file.
 
     Args:
-        in_parts: fetch only what `use` reads, rather than the whole file at once. Should that fail, `use` is called
-            again on the whole file, which tells damage from a store that is not to be reached.
+        in_parts: fetch only the parts that `read` reads instead of the whole file. If that fails, `read` is called
+            again on the whole file, which distinguishes a damaged file from an unreachable store.
 
     Raises:
-        DamagedFile: the file is there, and is not a whole and correct Parquet file.
-        StoreError: the file is not there or cannot be read.
+        DamagedFile: the file is not a complete and correct Parquet file.
+        StoreError: the file is missing or cannot be read.
     """
     if in_parts:
         try:
-            with store.open_input(path) as file, _parquet(file) as parquet:
-                return use(parquet)
+            with store.open_input(path) as file, open_parquet(file) as parquet:
+                return read(parquet)
         except (StoreRefused, StoreUnavailable):
             raise
         except (StoreError, pa.ArrowException):
-            pass  # damage, or the file is gone
+            pass  # the file is damaged, or was deleted
     data = store.read(path)
     try:
-        with _parquet(io.BytesIO(data)) as parquet:
-            return use(parquet)
+        with open_parquet(io.BytesIO(data)) as parquet:
+            return read(parquet)
     except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(
-            f"{store.url(path)} is damaged ({type(error).__name__}: {error})",
-            fix=f"restore {store.url(path)} from a copy, or forget the concepts that lie in it and submit again",
-        ) from None
+        raise damaged_file(store, path, f"{type(error).__name__}: {error}") from None
 
 
-def concepts_among(parquet: pq.ParquetFile, wanted: Collection[str]) -> frozenset[str]:
-    """Which of `wanted` have a row in the file. Reads the ids of those row groups alone whose statistics allow it."""
+def damaged_file(store: CatalogStore, path: str, reason: str) -> DamagedFile:
+    """The error for a damaged data file."""
+    return DamagedFile(
+        f"{store.url(path)} is damaged ({reason})",
+        fix=f"restore {store.url(path)} from a copy, or forget the concepts in it and submit again",
+    )
+
+
+def concepts_in_file(parquet: pq.ParquetFile, wanted: Collection[str]) -> frozenset[str]:
+    """The concepts of `wanted` that have a row in the file. Reads only row groups whose statistics allow for one."""
     ordered = sorted(wanted)
     metadata = parquet.metadata
     column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == _ID)
     groups = [
         group
         for group in range(metadata.num_row_groups)
-        if _may_hold(metadata.row_group(group).column(column).statistics, ordered)
+        if _may_contain(metadata.row_group(group).column(column).statistics, ordered)
     ]
     if not groups:
         return frozenset()
@@ -89,42 +106,38 @@ def concepts_among(parquet: pq.ParquetFile, wanted: Collection[str]) -> frozense
     return frozenset(held.intersection(ordered))
 
 
-def without_concepts(table: pa.Table, concept_ids: Collection[str]) -> tuple[pa.Table, list[int]]:
-    """A file's rows without those of some concepts, and of each old row the new number, -1 where it is gone."""
+def drop_concepts(table: pa.Table, concept_ids: Collection[str]) -> tuple[pa.Table, list[int]]:
+    """Return `table` without the rows of some concepts, and each old row's new number, -1 for a dropped row."""
     keep = pc.invert(pc.is_in(table.column(_ID), pa.array(sorted(concept_ids), pa.string())))  # pyright: ignore
     numbers: list[int] = []
     kept = 0
-    for stays in keep.to_pylist():
-        numbers.append(kept if stays else -1)
-        kept += stays
+    for is_kept in keep.to_pylist():
+        numbers.append(kept if is_kept else -1)
+        kept += is_kept
     return table.filter(keep), numbers
 
 
-def rows_in_turn(parquet: pq.ParquetFile, spans: Iterable[Span]) -> Iterator[tuple[Span, pa.Table]]:
-    """The rows of every span, in the order of the file, which is read once and wholly, a row group at a time.
+def iter_spans(parquet: pq.ParquetFile, spans: Iterable[Span]) -> Iterator[tuple[Span, pa.Table]]:
+    """Yield each span with its rows, in the order of the file, which is read once, one row group at a time.
 
-    A span that goes beyond the end of the file is left out.
+    Spans that exceed the file are omitted.
     """
     rows = parquet.metadata.num_rows
     inside = [span for span in spans if span.first + span.count <= rows]
-    waiting = deque(sorted(inside, key=lambda span: (span.first, span.count)))
+    pending = deque(sorted(inside, key=lambda span: (span.first, span.count)))
     held, start, end = None, 0, 0
     for group in range(parquet.metadata.num_row_groups):
         table = parquet.read_row_group(group)
         held = table if held is None else pa.concat_tables([held, table])
         end += table.num_rows
-        while waiting and waiting[0].first + waiting[0].count <= end:
-            span = waiting.popleft()
+        while pending and pending[0].first + pending[0].count <= end:
+            span = pending.popleft()
             yield span, held.slice(span.first - start, span.count)
-        needed = min(end, waiting[0].first if waiting else end)
+        needed = min(end, pending[0].first if pending else end)
         held, start = held.slice(needed - start), needed
 
 
-def _parquet(file: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
-
-
-def _may_hold(statistics: pq.Statistics | None, ordered: Sequence[str]) -> bool:
+def _may_contain(statistics: pq.Statistics | None, ordered: Sequence[str]) -> bool:
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect_left(ordered, statistics.min)
@@ -132,9 +145,9 @@ def _may_hold(statistics: pq.Statistics | None, ordered: Sequence[str]) -> bool:
 
 
 def data_file_bytes(table: pa.Table, rows_per_group: int) -> bytes:
-    """A table of schema `RESIDUALS` or `RENDERINGS` as a data file holds it."""
-    # Almost all bytes are blobs that differ in every row: dictionaries would only cost, and statistics would repeat
-    # small blobs in the footer. zstd folds what the other columns repeat.
+    """The bytes of a data file with a table of schema `RESIDUALS` or `RENDERINGS`."""
+    # Almost all bytes are blobs that differ in every row: dictionaries would only cost time, and statistics would copy
+    # small blobs to the footer. zstd compresses the repetitions in other columns.
     plain = [
         column.name for column in table.schema if not pa.types.is_nested(column.type) and column.type != pa.binary()
     ]

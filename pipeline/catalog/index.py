@@ -1,20 +1,20 @@
-"""What is committed, read in time that grows with the catalog and not with its history: compaction of commit records.
+"""The commit index: read what is committed, and compact commit records into snapshots.
 
-Compaction folds all commit records into one snapshot under `index/`, a Parquet file with a row a concept, and removes
-the records it has read. A reader takes the union of all snapshots and all loose records and lets `supersedes` choose.
-That makes everything else simple:
+Compaction merges all commit records into one snapshot under `index/`, a Parquet file with one row per concept, and
+deletes the records that it has read. So reading takes time in proportion to the catalog, not to its history. A reader
+merges all snapshots and all loose records; `supersedes` selects one commit of each concept. This is safe because:
 
-- A snapshot keeps, for every concept, which commit it comes from. So a record of an older run or of a later attempt
-  that arrives afterwards loses or wins as it would have done without compaction.
-- What is there twice changes nothing. So a crash after the snapshot is written and before the last record is removed
-  does no harm, and two compactions at a time do none either: each removes only what it has read and written down again.
-- Before an object disappears, another that says the same is in place. So a reader that lists the records first and
-  the snapshots afterwards sees everything, unless something disappears under its hands: then it looks again.
+- A snapshot stores the commit that each row comes from. A record of an older run or a later attempt that is written
+  after the compaction has the same precedence as without compaction.
+- Duplicates have no effect. A crash between writing the snapshot and deleting the last record does no harm, nor do two
+  concurrent compactions: each deletes only objects that it has read and written again.
+- An object is deleted only after another one with the same content exists. A reader that lists records first and
+  snapshots second sees everything, unless an object is deleted before it is read; then it starts again.
 
-On a store that does not write objects whole, a writer that dies leaves a torn one. A torn record never committed
-anything. A torn snapshot was never relied upon, for nothing is removed before it has been read back: then the run in
-its name, the newest it covers, is there without it too. Both are left out. Where that run is not there, the snapshot
-was whole once and has been damaged since, and that is an error.
+On a store whose writes are not atomic, a killed writer leaves a torn (truncated) object. A torn record commits nothing
+and is ignored. A torn snapshot replaces nothing, because records are deleted only after the snapshot has been read
+back; the newest run it covers, which its name holds, is then still in other objects, and the snapshot is ignored. If
+that run is in no other object, the snapshot was complete and has been damaged since, which is an error.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core.errors import StoreError
+from . import layout
 from .commit_record import ShardCommit, TornRecord
 from .committed import CommittedConcepts
 from .schemas import INDEX, SCHEMA_VERSION, index_table
 from .store import CatalogStore
 
 COMPACT_AFTER = 256
-"""Loose records from which on a compaction is worth rewriting the snapshot."""
+"""The number of loose records above which rewriting the snapshot pays off."""
 
-_RECORDS_AT_A_TIME = 512
+_RECORDS_PER_BATCH = 512
 _CONCEPTS_PER_ROW_GROUP = 65_536
-_MAGIC = b"PAR1"  # how every Parquet file ends
-_DIGESTS = ("residual_digest", "renderings_digest")  # which earlier versions did not keep
+_MAGIC = b"PAR1"  # every Parquet file ends with it
+_DIGESTS = ("residual_digest", "renderings_digest")  # missing from snapshots of earlier versions
 
 
 class _TornSnapshot(StoreError):
-    """A snapshot that ends before its end."""
+    """A truncated snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """What is committed, the loose records and snapshots that say so, and those that are torn and say nothing."""
+class _Contents:
+    """What is committed, and the paths of the loose records and snapshots that hold it and of those that are torn."""
 
     committed: CommittedConcepts
     records: list[str]
@@ -58,137 +59,136 @@ class _Read:
 
 
 def read_committed(store: CatalogStore) -> CommittedConcepts:
-    """What the catalog holds, by concept id; an absent catalog holds nothing.
+    """The committed concepts by concept id; none for a catalog that does not exist.
 
-    Safe beside running commits and compactions: whatever was committed before the call is in the answer.
+    Safe during commits and compactions: includes everything that was committed before the call.
 
     Raises:
         StoreError: a record or snapshot cannot be read, is damaged, or was written by a newer version.
     """
-    return _read(store).committed
+    return _read_contents(store).committed
 
 
 def torn_records(store: CatalogStore) -> list[str]:
-    """The paths of commit records that were cut off while they were written. They count for nothing.
+    """The paths of torn commit records, which were cut off while they were written and commit nothing.
 
-    One may be in the middle of being written again: leave it alone unless it is old or its writer is known to be dead.
+    A writer may be writing one again: delete it only if it is old or its writer is known to be lost.
 
     Raises:
         StoreError: as for `read_committed`.
     """
-    return _read(store).torn_records
+    return _read_contents(store).torn_records
 
 
 def torn_snapshots(store: CatalogStore) -> list[str]:
-    """The paths of index snapshots that were cut off while they were written, by a compaction that then died.
+    """The paths of torn index snapshots, which a killed compaction has left.
 
     Raises:
         StoreError: as for `read_committed`.
     """
-    return _read(store).torn_snapshots
+    return _read_contents(store).torn_snapshots
 
 
 def read_records(store: CatalogStore, run_id: str | None = None) -> list[ShardCommit]:
-    """The commit records, of one run or of all, that no compaction has folded in yet, in the order of their names.
+    """The loose commit records, of one run or of all, sorted by path; torn ones are omitted.
 
     Raises:
         StoreError: a record cannot be read, is damaged, or was written by a newer version.
     """
     while True:
-        paths = _records(store)
-        wanted = [path for path in paths if run_id is None or path.startswith(f"{store.COMMITS}{run_id}_")]
+        paths = _record_paths(store)
+        wanted = [path for path in paths if run_id is None or path.startswith(f"{layout.COMMITS}{run_id}_")]
         try:
-            return _parsed(store, wanted)[0]
+            return _parse_records(store, wanted)[0]
         except StoreError:
-            if _all_there(store, wanted, ()):
+            if _all_exist(store, wanted, ()):
                 raise
 
 
 def compact(store: CatalogStore, *, after: int = 0) -> int:
-    """Fold the loose commit records into one snapshot; returns how many they were.
+    """Merge the loose commit records into one snapshot; returns their number.
 
-    To be called by a run that holds the catalog's lease. Without it, nothing would be lost but work done twice.
+    The caller holds the catalog's lease. Without it nothing is lost, but two runs may do the same work.
 
     Args:
-        after: do nothing while there are no more loose records than this, and a snapshot. A catalog without one gets
-            its first in any case: from then on `index/*.parquet` finds something, as a reader in SQL needs it to.
+        after: do nothing up to this number of loose records. A catalog without a snapshot gets one regardless, so that
+            SQL can read `index/*.parquet`.
 
     Raises:
-        StoreError: as for `read_committed`, or the snapshot could not be written; nothing is removed then.
+        StoreError: as for `read_committed`, or the snapshot could not be written, and nothing was deleted.
     """
-    if len(_records(store)) <= after and _snapshots(store):
+    if len(_record_paths(store)) <= after and _snapshot_paths(store):
         return 0
-    read = _read(store)
-    if len(read.snapshots) != 1 or read.records:
-        _replace(store, read, read.committed.to_table())
-    return len(read.records)
+    contents = _read_contents(store)
+    if len(contents.snapshots) != 1 or contents.records:
+        _replace_contents(store, contents, contents.committed.to_table())
+    return len(contents.records)
 
 
 def rewrite_index(store: CatalogStore, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Replace all snapshots and loose records by one snapshot of something else than what they say.
+    """Replace all snapshots and loose records with one snapshot of a changed table.
 
-    To be called by whoever holds the catalog's lease: what is committed meanwhile stays as it was committed.
+    The caller holds the catalog's lease. Records written during the call are not changed.
 
     Args:
-        change: gets what is committed, of schema `INDEX`, a row a concept, and returns what is to be instead, with new
-            dictionaries in the columns that have some: those of the old table may hold what is to disappear. Without
-            rows, no snapshot is written.
+        change: maps the current table of schema `INDEX`, one row per concept, to the new one. Dictionary columns need
+            new dictionaries, because the old ones may hold removed values. A table without rows is not written.
 
     Raises:
         StoreError: as for `compact`.
     """
-    read = _read(store)
-    _replace(store, read, change(read.committed.to_table()))
+    contents = _read_contents(store)
+    _replace_contents(store, contents, change(contents.committed.to_table()))
 
 
-def _replace(store: CatalogStore, read: _Read, table: pa.Table) -> None:
-    """Write a table as one snapshot; only when that is safely there, remove what was read.
+def _replace_contents(store: CatalogStore, contents: _Contents, table: pa.Table) -> None:
+    """Write `table` as a snapshot, verify it, then delete the objects that were read.
 
-    Torn objects stay: the writer of one may be writing it again, and then it counts.
+    Torn objects are kept: if its writer writes one again, it counts.
     """
     if table.num_rows:
-        path = store.index_file(read.committed.newest_run(), secrets.token_hex(4))
-        data = _parquet(table)
+        path = layout.index_file(contents.committed.newest_run(), secrets.token_hex(4))
+        data = _snapshot_bytes(table)
         store.write(path, data)
         if store.read(path) != data:
             raise StoreError(f"{store.url(path)} does not hold what was written to it", fix="delete it; submit again")
-    for path in (*read.records, *read.snapshots):
+    for path in (*contents.records, *contents.snapshots):
         store.delete(path)
 
 
-def _read(store: CatalogStore) -> _Read:
+def _read_contents(store: CatalogStore) -> _Contents:
     while True:
-        # In this order: a record that is gone from the first list is covered by a snapshot in the second.
-        records, snapshots = _records(store), _snapshots(store)
+        # In this order: a record missing from the first list is covered by a snapshot in the second.
+        records, snapshots = _record_paths(store), _snapshot_paths(store)
         try:
-            read = _union(store, records, snapshots)
+            contents = _merge(store, records, snapshots)
         except StoreError:
-            if _all_there(store, records, snapshots):
+            if _all_exist(store, records, snapshots):
                 raise
             continue
-        # A folder that changes while it is listed may show neither the old snapshot nor the new one.
-        if _snapshots(store) == snapshots:
-            return read
+        # Listing a folder while it changes may return neither the old snapshot nor the new one.
+        if _snapshot_paths(store) == snapshots:
+            return contents
 
 
-def _union(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> _Read:
+def _merge(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> _Contents:
     tables: list[pa.Table] = []
     torn_records: list[str] = []
     torn_snapshots: dict[str, StoreError] = {}
     for path in snapshots:
         try:
-            tables.append(_snapshot(store, path))
+            tables.append(_read_snapshot(store, path))
         except _TornSnapshot as error:
             torn_snapshots[path] = error
-    for start in range(0, len(records), _RECORDS_AT_A_TIME):
-        whole, torn = _parsed(store, records[start : start + _RECORDS_AT_A_TIME])
-        tables.append(index_table(whole))
+    for start in range(0, len(records), _RECORDS_PER_BATCH):
+        complete, torn = _parse_records(store, records[start : start + _RECORDS_PER_BATCH])
+        tables.append(index_table(complete))
         torn_records += torn
     committed = CommittedConcepts(tables)
     for path, error in torn_snapshots.items():
-        if store.newest_run_of(path) > committed.newest_run():
+        if layout.newest_run_of(path) > committed.newest_run():
             raise error
-    return _Read(
+    return _Contents(
         committed,
         [path for path in records if path not in torn_records],
         [path for path in snapshots if path not in torn_snapshots],
@@ -197,37 +197,35 @@ def _union(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]
     )
 
 
-def _records(store: CatalogStore) -> list[str]:
-    return [path for path in store.list(store.COMMITS) if path.endswith(".json")]
+def _record_paths(store: CatalogStore) -> list[str]:
+    return [path for path in store.list(layout.COMMITS) if path.endswith(".json")]
 
 
-def _snapshots(store: CatalogStore) -> list[str]:
-    return [path for path in store.list(store.INDEX) if path.endswith(".parquet")]
+def _snapshot_paths(store: CatalogStore) -> list[str]:
+    return [path for path in store.list(layout.INDEX) if path.endswith(".parquet")]
 
 
-def _all_there(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> bool:
-    """Whether nothing that was to be read has disappeared meanwhile, so that what went wrong is wrong indeed."""
-    return set(records) <= set(_records(store)) and set(snapshots) <= set(_snapshots(store))
+def _all_exist(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> bool:
+    """Whether none of the objects has been deleted, so that an error in reading them has another cause."""
+    return set(records) <= set(_record_paths(store)) and set(snapshots) <= set(_snapshot_paths(store))
 
 
-def _parsed(store: CatalogStore, paths: Sequence[str]) -> tuple[list[ShardCommit], list[str]]:
-    """What some records say, and the paths of those that are torn."""
+def _parse_records(store: CatalogStore, paths: Sequence[str]) -> tuple[list[ShardCommit], list[str]]:
+    """Read and parse records; returns the complete ones and the paths of the torn ones."""
     texts = store.read_many(paths)
-    whole, torn = [], []
+    complete, torn = [], []
     for path in paths:
         try:
-            whole.append(ShardCommit.from_json(texts[path], path=store.url(path)))
+            complete.append(ShardCommit.from_json(texts[path], path=store.url(path)))
         except TornRecord:
             torn.append(path)
-    return whole, torn
+    return complete, torn
 
 
-def _snapshot(store: CatalogStore, path: str) -> pa.Table:
+def _read_snapshot(store: CatalogStore, path: str) -> pa.Table:
     data = store.read(path)
     if not data.endswith(_MAGIC):
-        raise _TornSnapshot(
-            f"commit index {store.url(path)} is damaged (it ends before its end)", fix=_fix(store, path)
-        )
+        raise _TornSnapshot(f"commit index {store.url(path)} is damaged (truncated)", fix=_restore_fix(store, path))
     try:
         with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
             version = int((file.schema_arrow.metadata or {}).get(b"persres.schema_version", b"0"))
@@ -236,31 +234,31 @@ def _snapshot(store: CatalogStore, path: str) -> pa.Table:
                     f"{store.url(path)} has version {version}; this persres-batch reads up to {SCHEMA_VERSION}",
                     fix="use the persres-batch that wrote this catalog, or a newer one",
                 )
-            return _with_digests(file.read([name for name in INDEX.names if name in file.schema_arrow.names])).cast(
-                INDEX
-            )
+            columns = [name for name in INDEX.names if name in file.schema_arrow.names]
+            return _add_missing_digests(file.read(columns)).cast(INDEX)
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise StoreError(
-            f"commit index {store.url(path)} is damaged ({type(error).__name__}: {error})", fix=_fix(store, path)
+            f"commit index {store.url(path)} is damaged ({type(error).__name__}: {error})",
+            fix=_restore_fix(store, path),
         ) from None
 
 
-def _with_digests(table: pa.Table) -> pa.Table:
-    """The columns of `INDEX` in their order; digests that are not there are not known."""
-    unknown = pa.array([""]).take(pa.array([0] * table.num_rows, pa.int8()))
+def _add_missing_digests(table: pa.Table) -> pa.Table:
+    """The columns of `INDEX` in their order; missing digests are empty, which means unknown."""
     for name in set(_DIGESTS).difference(table.column_names):
+        unknown = pa.array([""]).take(pa.array([0] * table.num_rows, pa.int8()))  # only if needed: it imports pandas
         table = table.append_column(name, unknown)
     return table.select(INDEX.names)
 
 
-def _fix(store: CatalogStore, path: str) -> str:
+def _restore_fix(store: CatalogStore, path: str) -> str:
     return (
-        f"restore {store.url(path)} from a copy; if there is none, delete it: the next submit does again "
-        "what only it knew to be done"
+        f"restore {store.url(path)} from a copy; without one, delete it: the next submit repeats the work that only "
+        "this file recorded"
     )
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _snapshot_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=_CONCEPTS_PER_ROW_GROUP, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

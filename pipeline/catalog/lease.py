@@ -1,12 +1,12 @@
-"""One run at a time: a lease on a catalog that outlives no crash by more than its time to live.
+"""The lease that one run at a time holds on a catalog; a lost run's lease expires.
 
-The lease is a series of objects, `lease/00000001.json` and up; the highest generation counts. Acquiring is creating
-the next one, which a store grants to exactly one creator, so that there is no moment at which an expired lease is
-deleted and two waiting runs each think the place is free. A run that was only asleep finds a higher generation when
-it wakes, and stops. Commits are safe even without a lease (see shard_commit); it saves doing work twice.
+The lease is a series of objects, `lease/00000001.json` and up; the highest generation is in force. A run acquires the
+lease by creating the next generation, which the store lets exactly one creator do. So an expired lease is never deleted
+first, which two waiting runs could both take for a free catalog. A run that was suspended finds a higher generation
+when it resumes, and stops. Commits are safe without a lease (see `shard.commit`); the lease avoids duplicate work.
 
-Who cannot reach the store cannot renew, and cannot tell whether anybody took over. It goes on with what it has begun,
-begins nothing new (`Lease.is_certain`), and finds out when the store is back.
+A holder that cannot reach the store cannot renew the lease, and does not know whether another run has taken it over. It
+finishes what is running, starts nothing new (`Lease.is_certain`), and checks when the store is back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from ...core.errors import CatalogHeld, StoreError
-from ..timing import LEASE_POLL_S, LEASE_SETTLE_S
+from ...core.timing import LEASE_POLL_S, LEASE_SETTLE_S
+from . import layout
 from .store import CatalogStore
 
 RENEWALS_PER_TTL = 4
@@ -32,7 +33,7 @@ RENEWALS_PER_TTL = 4
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What a lease object says. Times are seconds since 1970 by the holder's clock."""
+    """The content of a lease object. Times are seconds since 1970 by the holder's clock."""
 
     run_id: str
     owner: str
@@ -46,8 +47,8 @@ class LeaseState:
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
 
-    def looks_expired(self) -> bool:
-        """Whether its time to live is over, or still to come, by this machine's clock."""
+    def is_expired_by_clock(self) -> bool:
+        """Whether this machine's clock is outside the time to live, before or after; the holder's may be wrong."""
         return abs(time.time() - self.renewed_at) > self.ttl_s
 
     @classmethod
@@ -61,29 +62,28 @@ class LeaseState:
 
 
 class Lease:
-    """A held lease; made by `hold_lease`.
+    """A held lease; created by `hold_lease`.
 
     Attributes:
-        warning: what is to be said to whoever relies on it, such as that the store does not exclude a second run; None
-            where all is well.
+        warning: a message for the user if the store does not reliably exclude a second run; else None.
     """
 
     def __init__(self, store: CatalogStore, generation: int, state: LeaseState, *, renewed: float) -> None:
-        # One renewal must not take so long that the next ones are missed, nor keep the end of a run waiting for long.
-        self._store = store.with_patience(min(store.patience_s, state.ttl_s / RENEWALS_PER_TTL))
+        # A renewal that fails must neither delay the next ones nor the end of the run.
+        self._store = store.with_retry(min(store.retry_s, state.ttl_s / RENEWALS_PER_TTL))
         self._generation = generation
         self._state = state
         self._renewed = renewed
         self._lost_to: str | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="catalog-lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_periodically, name="catalog-lease", daemon=True)
         self.warning: str | None = None
 
     def check(self) -> None:
-        """Call between pieces of work.
+        """Check that the lease is not lost, as far as the last renewal shows. Call between pieces of work.
 
         Raises:
-            CatalogHeld: another run has taken the catalog over, or somebody has deleted the lease.
+            CatalogHeld: another run has taken over the lease, or it was deleted.
         """
         if self._lost_to is not None:
             raise CatalogHeld(
@@ -92,27 +92,27 @@ class Lease:
             )
 
     def is_certain(self) -> bool:
-        """Whether nobody can have taken the catalog over. If not, begin nothing new: the store has not been reached
-        for the whole time to live, so somebody else may have found the lease expired."""
+        """Whether no other run can have taken over the lease. If False, the lease is lost, or could not be renewed for
+        its whole time to live: start nothing new."""
         return self._lost_to is None and time.monotonic() - self._renewed <= self._state.ttl_s
 
-    def _keep(self) -> None:
+    def _renew_periodically(self) -> None:
         while not self._stop.wait(self._state.ttl_s / RENEWALS_PER_TTL):
             try:
                 if not self._renew():
                     return
             except StoreError:
-                continue  # is_certain() says so if it lasts
+                continue  # is_certain() becomes False if it lasts
 
     def _renew(self, *, released: bool = False) -> bool:
-        began = time.monotonic()
-        generation, current = _current(self._store)
+        started = time.monotonic()
+        generation, current = _read_current(self._store)
         if current is None or generation != self._generation or current.token != self._state.token:
             self._lost_to = f"run {current.run_id} of {current.owner}" if current else "whoever deleted it"
             return False
         self._state = replace(self._state, renewed_at=time.time(), released=released)
-        self._store.write(self._store.lease_file(self._generation), self._state.to_json())
-        self._renewed = began
+        self._store.write(layout.lease_file(self._generation), self._state.to_json())
+        self._renewed = started
         return True
 
     def _start(self) -> None:
@@ -125,7 +125,7 @@ class Lease:
             try:
                 self._renew(released=True)
             except StoreError:
-                return  # the work is done; an unreleased lease expires by itself
+                return  # the run has ended, and its lease expires
 
 
 @contextmanager
@@ -137,15 +137,15 @@ def hold_lease(
     *,
     wait: Callable[[LeaseState], None] | None = None,
 ) -> Iterator[Lease]:
-    """Hold a catalog for one run, renewing in a background thread until the block ends.
+    """Hold the catalog's lease for one run; a background thread renews it until the block ends.
 
     Args:
-        owner: who and where, for the message another run gets to see, such as `owner_here()`.
-        ttl_s: how long after its last renewal a dead run's lease still counts, in seconds.
-        wait: rather than be refused, wait until nobody holds the catalog; called every few seconds with who does.
+        owner: user and machine, for the messages of other runs, such as `owner_here()`.
+        ttl_s: seconds after the last renewal until the lease expires.
+        wait: if given, wait for another holder instead of raising; called every few seconds with the holder's state.
 
     Raises:
-        CatalogHeld: another run holds it; the message says which, since when, and when to try again.
+        CatalogHeld: another run holds the lease; the message names it.
         StoreError: the store cannot be read or written.
     """
     lease = _acquire(store, run_id, owner, ttl_s, wait)
@@ -157,20 +157,20 @@ def hold_lease(
 
 
 def lease_holder(store: CatalogStore) -> LeaseState | None:
-    """Who holds the catalog, or None if nobody does. A dead holder's lease may have expired: compare `renewed_at`.
+    """The state of the lease unless it was released; None without one. It may have expired: see `renewed_at`.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    _, state = _current(store)
+    _, state = _read_current(store)
     return None if state is None or state.released else state
 
 
 def owner_here() -> str:
-    """This user on this machine, such as "ana@gpu-7"."""
+    """The current user and machine, such as "ana@gpu-7"."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # in a container the user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
 
@@ -178,89 +178,90 @@ def owner_here() -> str:
 def _acquire(
     store: CatalogStore, run_id: str, owner: str, ttl_s: float, wait: Callable[[LeaseState], None] | None
 ) -> Lease:
-    watch = _Watch()
+    observer = _RenewalObserver()
     while True:
-        generation, current = _current(store)
-        if current is None or watch.is_over(generation, current):
+        generation, current = _read_current(store)
+        if current is None or observer.is_free(generation, current):
             lease, current = _claim(store, generation, run_id, owner, ttl_s)
             if lease is not None:
                 return lease
             if wait is None:
-                raise _held(store, current)
+                raise _catalog_held(store, current)
         elif wait is not None:
             wait(current)
-        elif watch.is_alive or not current.looks_expired():
-            raise _held(store, current)
+        elif observer.has_renewed or not current.is_expired_by_clock():
+            raise _catalog_held(store, current)
         time.sleep(min(LEASE_POLL_S, current.ttl_s / RENEWALS_PER_TTL))
 
 
 def _claim(store: CatalogStore, newest: int, run_id: str, owner: str, ttl_s: float) -> tuple[Lease | None, LeaseState]:
-    """Try to become the holder after generation `newest`; if somebody else did, who that is."""
-    exclusive = store.honours_create()
-    began, now = time.monotonic(), time.time()
+    """Try to create the generation after `newest`; returns the lease, or None and the holder's state."""
+    exclusive = store.supports_create(layout.PROBES)
+    started, now = time.monotonic(), time.time()
     state = LeaseState(run_id, owner, secrets.token_hex(8), acquired_at=now, renewed_at=now, ttl_s=ttl_s)
-    path = store.lease_file(newest + 1)
+    path = layout.lease_file(newest + 1)
     store.create(path, state.to_json())
     if not exclusive:
         time.sleep(LEASE_SETTLE_S)
-    # What is there now decides, not create's answer: a retried request can be refused because its first try succeeded,
-    # and a store that ignores conditions grants every creator, and keeps the last one's bytes.
-    generation, current = _current(store)
+    # The stored object decides, not the result of `create`: a retried request is refused if its first try succeeded,
+    # and a store that ignores conditions accepts every creator and keeps the last one's bytes.
+    generation, current = _read_current(store)
     if generation != newest + 1 or current is None or current.token != state.token:
         return None, current or state
-    for older in store.list(store.LEASES):
+    for older in store.list(layout.LEASES):
         if older < path:
             store.delete(older)
-    lease = Lease(store, generation, state, renewed=began)
+    lease = Lease(store, generation, state, renewed=started)
     if not exclusive:
         lease.warning = (
-            f"{store.uri} ignores conditional writes, so that two runs that begin within {LEASE_SETTLE_S:.0f} s may not "
-            "see each other; do not start two at once"
+            f"{store.uri} ignores conditional writes: two runs that start within {LEASE_SETTLE_S:.0f} s may "
+            "not notice each other; do not start two at once"
         )
     return lease, state
 
 
-class _Watch:
-    """Tells a dead holder from one whose clock is off, by looking at the lease for a while."""
+class _RenewalObserver:
+    """Observes another run's renewals, to distinguish a dead holder from one whose clock is wrong."""
 
     def __init__(self) -> None:
-        self._seen: tuple[int, LeaseState] | None = None
-        self._since = 0.0
-        self.is_alive = False  # it has been seen to renew
+        self._last_seen: tuple[int, LeaseState] | None = None
+        self._changed_at = 0.0
+        self.has_renewed = False
 
-    def is_over(self, generation: int, state: LeaseState) -> bool:
+    def is_free(self, generation: int, state: LeaseState) -> bool:
         """Whether the lease was released or its holder is dead.
 
-        Dead is who looks expired and lets the time for a renewal pass, or who lets the whole time to live pass.
+        A holder is dead if its lease has expired by the clock and it misses one more renewal, or if it does not renew
+        for the whole time to live.
         """
-        if self._seen != (generation, state):
-            self.is_alive = self._seen is not None
-            self._seen, self._since = (generation, state), time.monotonic()
-        silent_s = time.monotonic() - self._since
-        enough_s = 1.5 * state.ttl_s / RENEWALS_PER_TTL if state.looks_expired() else state.ttl_s
-        return state.released or silent_s > enough_s
+        if self._last_seen != (generation, state):
+            self.has_renewed = self._last_seen is not None
+            self._last_seen, self._changed_at = (generation, state), time.monotonic()
+        elapsed_s = time.monotonic() - self._changed_at
+        timeout_s = 1.5 * state.ttl_s / RENEWALS_PER_TTL if state.is_expired_by_clock() else state.ttl_s
+        return state.released or elapsed_s > timeout_s
 
 
-def _current(store: CatalogStore) -> tuple[int, LeaseState | None]:
-    """The highest generation and what it says; (0, None) where there never was a lease."""
+def _read_current(store: CatalogStore) -> tuple[int, LeaseState | None]:
+    """The highest generation and its state; (0, None) if there is none."""
     while True:
-        names = (path.rsplit("/", 1)[-1].removesuffix(".json") for path in store.list(store.LEASES))
+        names = (path.rsplit("/", 1)[-1].removesuffix(".json") for path in store.list(layout.LEASES))
         generations = [int(name) for name in names if name.isdigit()]
         if not generations:
             return 0, None
-        path = store.lease_file(max(generations))
+        path = layout.lease_file(max(generations))
         try:
             return max(generations), LeaseState.from_json(store.read(path), path=store.url(path))
         except StoreError:
             if store.exists(path):
                 raise
-            # a later holder has just tidied it away: look again
+            # The holder of a later generation has just deleted it: list again.
 
 
-def _held(store: CatalogStore, state: LeaseState) -> CatalogHeld:
+def _catalog_held(store: CatalogStore, state: LeaseState) -> CatalogHeld:
     since = datetime.fromtimestamp(state.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return CatalogHeld(
         f"catalog {store.uri} is held by run {state.run_id} of {state.owner} since {since}",
-        fix="wait for that run to end, or submit with --wait, which does; a dead run's lease expires "
-        f"{state.ttl_s:.0f} s after its last sign of life",
+        fix="wait for that run to end, or submit with --wait, which does; a lost run's lease expires "
+        f"{state.ttl_s:.0f} s after its last renewal",
     )

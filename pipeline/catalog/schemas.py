@@ -1,8 +1,8 @@
-"""Every Arrow schema and row conversion of the product, once.
+"""All Arrow schemas, and the conversion of rows to and from tables.
 
-The files are for other people's tools as much as for ours: plain columns that DuckDB, Polars, pandas and Hugging Face
-`datasets` read, each with a description in its field's metadata, and renderings that `datasets` shows as images. There
-are no Arrow maps in what we write, because `datasets` cannot read them: names and values are lists of structs.
+DuckDB, Polars, pandas and Hugging Face `datasets` read the files: columns are plain, each with a description in its
+field's metadata, and `datasets` shows renderings as images. It cannot read Arrow maps, so names with values are lists
+of structs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ResidualRow:
-    """A trained residual: `residual` is one safetensors blob, `ranks` the rank of each target layer."""
+    """A trained residual: `residual` is a safetensors blob, `ranks` has the rank of each target layer."""
 
     concept_id: str
     macro_class: str
@@ -41,7 +41,7 @@ class ResidualRow:
 
 @dataclass(frozen=True, slots=True)
 class RenderingRow:
-    """One image of one concept with everything that made it; `image` is a PNG, scores are cosines or None."""
+    """One image of a concept with all its inputs; `image` is a PNG, scores are cosines, or None if not scored."""
 
     concept_id: str
     training_fingerprint: str
@@ -89,7 +89,7 @@ SCORES = pa.list_(
         ]
     )
 )
-REPEATED = pa.dictionary(pa.int32(), pa.string())  # a text that many rows share is kept once
+REPEATED = pa.dictionary(pa.int32(), pa.string())  # for texts that many rows share
 
 MANIFEST = _schema([
     _column("concept_id", pa.string(), "unique name of the concept: letters, digits, '.', '_', '-', at most 128"),
@@ -161,12 +161,12 @@ INDEX = _schema([
 
 
 def residual_table(rows: Iterable[ResidualRow]) -> pa.Table:
-    """Rows as an Arrow table of schema `RESIDUALS`."""
+    """Convert rows to a table of schema `RESIDUALS`."""
     return pa.Table.from_pylist([_residual_record(row) for row in rows], schema=RESIDUALS)
 
 
 def residual_rows(table: pa.Table) -> list[ResidualRow]:
-    """The rows of a table of schema `RESIDUALS`."""
+    """Convert a table of schema `RESIDUALS` to rows."""
     rows = []
     for record in table.to_pylist():
         record["ranks"] = {entry["layer"]: entry["rank"] for entry in record["ranks"]}
@@ -177,12 +177,12 @@ def residual_rows(table: pa.Table) -> list[ResidualRow]:
 
 
 def rendering_table(rows: Iterable[RenderingRow]) -> pa.Table:
-    """Rows as an Arrow table of schema `RENDERINGS`."""
+    """Convert rows to a table of schema `RENDERINGS`."""
     return pa.Table.from_pylist([_rendering_record(row) for row in rows], schema=RENDERINGS)
 
 
 def rendering_rows(table: pa.Table) -> list[RenderingRow]:
-    """The rows of a table of schema `RENDERINGS`."""
+    """Convert a table of schema `RENDERINGS` to rows."""
     rows = []
     for record in table.to_pylist():
         image = record.pop("image")
@@ -204,11 +204,11 @@ def _rendering_record(row: RenderingRow) -> dict[str, Any]:
 
 
 def _shallow_dict(row: ResidualRow | RenderingRow | VariantScores) -> dict[str, Any]:
-    return {column.name: getattr(row, column.name) for column in fields(row)}  # asdict would copy megabytes of image
+    return {column.name: getattr(row, column.name) for column in fields(row)}  # asdict would copy the images
 
 
 def index_table(records: Iterable[ShardCommit]) -> pa.Table:
-    """Every concept of some commit records as an Arrow table of schema `INDEX`, in their order."""
+    """The concepts of commit records, in their order, as a table of schema `INDEX`."""
     names = [column.name for column in fields(CommittedConcept)]
     columns: dict[str, list[Any]] = {name: [] for name in INDEX.names}
     for record in records:
@@ -224,19 +224,19 @@ def index_table(records: Iterable[ShardCommit]) -> pa.Table:
 
 
 def committed_concepts(table: pa.Table, *, scores: bool = True) -> list[CommittedConcept]:
-    """What the rows of a table of schema `INDEX` say of their concepts, with or without the scores."""
+    """Convert a table of schema `INDEX` to concepts; without `scores`, theirs are empty."""
     names = [column.name for column in fields(CommittedConcept) if scores or column.name != "scores"]
-    seen: dict[str, str] = {}  # many rows lie in one file: its name is kept once
-    nothing: dict[str, VariantScores] = {}
+    interned: dict[str, str] = {}  # many rows share a file name
+    no_scores: dict[str, VariantScores] = {}
     concepts = []
     for row in zip(*(table.column(name).to_pylist() for name in names), strict=True):
         values = dict(zip(names, row, strict=True))
         for name in ("macro_class", "residual_file", "rendering_file"):
-            values[name] = seen.setdefault(values[name], values[name])
+            values[name] = interned.setdefault(values[name], values[name])
         values["rendering_rows"] = tuple(values["rendering_rows"])
         if scores:
             values["scores"] = {one.pop("variant"): VariantScores(**one) for one in values["scores"]}
         else:
-            values["scores"] = nothing
+            values["scores"] = no_scores
         concepts.append(CommittedConcept(**values))
     return concepts

@@ -1,1 +1,1 @@
-"""A catalog's upkeep: garbage collection, forgetting concepts, verification."""
+"""Maintain a catalog: remove garbage, forget concepts, verify."""

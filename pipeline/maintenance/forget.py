@@ -1,48 +1,50 @@
-"""Remove every trace of a concept from a catalog: people's faces are concepts, and people change their minds.
+"""Remove every trace of a concept from a catalog: faces are concepts, and people withdraw their consent.
 
-What is left behind at any moment is a catalog that reads: the rows of others are written again under new names, then
-one index snapshot points to them, then the records and snapshots before it are removed, and only then the files that
-hold rows of the forgotten. A crash in between leaves things twice, and the concept half forgotten: forgetting it again
-does the rest. A record that still points to an old file ties with the snapshot that points to the new one; both hold
-the same rows, and the old file stays until no record names it.
+The catalog is readable at every moment. The rows of other concepts are rewritten under new names; then one index
+snapshot refers to them; then the records and snapshots before it are removed; and only then the files with rows of the
+forgotten concepts. A crash in between leaves objects twice and the concept forgotten in part: forgetting it again
+completes it. A record that still refers to an old file ties with the snapshot that refers to the new one; both hold the
+same rows, and the old file stays until no record names it.
 
 Data files that nothing committed refers to are removed rather than rewritten, and so are temporary files and torn
-records, in which nothing can be looked up. The documents of runs come last, since they are where the concept's name is
-looked up when a crash has left nothing else.
+records, which cannot be searched. The documents of runs come last, since they still name the concept when a crash has
+left nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...core.errors import StoreError
-from ..catalog.data_file import data_file_bytes, read_data_file, without_concepts
+from ..catalog import layout
+from ..catalog.data_file import data_file_bytes, drop_concepts, read_data_file, referenced_files
 from ..catalog.index import rewrite_index, torn_records, torn_snapshots
+from ..catalog.layout import AttemptPaths
 from ..catalog.schemas import INDEX
 from ..catalog.store import CatalogStore
 from ..shard.commit import RENDERINGS_PER_ROW_GROUP, RESIDUALS_PER_ROW_GROUP
-from .redact import document_without, naming_documents
-from .traces import Progress, Traces, find_traces, require_known
+from .redact import find_documents, redact_document
+from .traces import OnProgress, Traces, find_traces, require_known
 
-Check = Callable[[], None]
+CheckLease = Callable[[], None]
 
 _WRITERS = 4  # each holds a file's rows twice
-_PASSES = 10
-_PLACES = ("residual_file", "residual_row", "rendering_file", "rendering_rows")
-_REWRITTEN = re.compile(r"-[0-9a-f]{8}$")
+_MAX_PASSES = 10
+_LOCATION_COLUMNS = ("residual_file", "residual_row", "rendering_file", "rendering_rows")
+_CONTENT_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What forgetting took: data files written again without the concepts, data files removed, documents changed."""
+    """What `forget` changed: data files rewritten without the concepts, data files removed, documents changed."""
 
     concept_ids: tuple[str, ...]
     rewritten: int
@@ -51,15 +53,17 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
-    """A data file's successor, and for each old row its number there; -1 where it is gone."""
+class _RewrittenFile:
+    """The file that replaces a data file, and the new number of each old row, -1 where it is removed."""
 
     path: str
     rows: Sequence[int]
 
 
 @dataclass(slots=True)
-class _Taken:
+class _Changes:
+    """The paths of data files that were rewritten or removed."""
+
     rewritten: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
 
@@ -68,95 +72,101 @@ def forget(
     store: CatalogStore,
     concept_ids: Collection[str],
     *,
-    on_progress: Progress = lambda done, total: None,
-    check: Check = lambda: None,
+    on_progress: OnProgress = lambda done, total: None,
+    check: CheckLease = lambda: None,
 ) -> Forgotten:
-    """Remove every trace of some concepts; all others read as before, at every moment of it.
+    """Remove every trace of some concepts; all others stay readable and unchanged at every moment.
 
-    The caller holds the catalog's lease. After an error or a crash they may be forgotten in part: call it again.
+    The caller holds the catalog's lease. After an error or a crash the concepts may be forgotten in part: repeat it.
 
     Args:
-        concept_ids: committed or not: whatever has a row or a record, or is named in a run's documents.
+        concept_ids: committed or not: any that has a row or a record, or is named in a run's documents.
         on_progress: called with (data files searched, all of them).
         check: called before every change; raises if the lease is lost.
 
     Raises:
-        InvalidInput: of one of the concepts there is no trace. Nothing was removed.
-        StoreError: the catalog cannot be read or written, or a file in which others lie is damaged.
+        InvalidInput: there is no trace of one of the concepts. Nothing was removed.
+        StoreError: the catalog cannot be read or written, or a damaged file also holds other concepts.
     """
     traces = find_traces(store, concept_ids, on_progress=on_progress)
     require_known(store, traces)
-    wanted, taken = traces.concept_ids, _Taken()
-    for _ in range(_PASSES):  # again, for an attempt of a dead run may have written meanwhile
-        _forget_results(store, traces, taken, check)
+    wanted, changes = traces.concept_ids, _Changes()
+    for _ in range(_MAX_PASSES):  # again, since an attempt of a lost run may have committed meanwhile
+        _remove_results(store, traces, changes, check)
         traces = find_traces(store, wanted, searched=traces.searched, results_only=True)
         if not traces.in_results:
             break
     else:
         raise StoreError(
-            f"somebody keeps writing {sorted(wanted)[:3]} to {store.uri}",
+            f"another process keeps committing {sorted(wanted)[:3]} to {store.uri}",
             fix="end all runs of this catalog, then forget again",
         )
-    _remove_unsearchable(store, check)
-    documents = _forget_in_documents(store, wanted, check)
-    return Forgotten(tuple(sorted(wanted)), len(taken.rewritten), len(taken.removed), documents)
+    _remove_incomplete_objects(store, check)
+    documents = _redact_documents(store, wanted, check)
+    return Forgotten(tuple(sorted(wanted)), len(changes.rewritten), len(changes.removed), documents)
 
 
-def _forget_results(store: CatalogStore, traces: Traces, taken: _Taken, check: Check) -> None:
-    """Data files and index without the concepts: new files, new snapshot, then the old ones go, records first."""
+def _remove_results(store: CatalogStore, traces: Traces, changes: _Changes, check: CheckLease) -> None:
+    """Rewrite data files and index without the concepts; then remove the old ones, records first."""
     check()
     with ThreadPoolExecutor(_WRITERS) as pool:
         paths = sorted(traces.shared)
-        moves = pool.map(partial(_rewrite, store, wanted=traces.concept_ids, check=check), paths)
-        moved = dict(zip(paths, moves, strict=True))
+        files = pool.map(partial(_rewrite, store, wanted=traces.concept_ids, check=check), paths)
+        rewritten = dict(zip(paths, files, strict=True))
     still_needed: set[str] = set()
 
     def change(table: pa.Table) -> pa.Table:
-        changed = index_without(table, traces.concept_ids, moved)
-        still_needed.update(_files(changed))
+        changed = _update_index(table, traces.concept_ids, rewritten)
+        still_needed.update(referenced_files(changed))
         return changed
 
-    if traces.recorded or moved:
+    if traces.recorded or rewritten:
         check()
         rewrite_index(store, change)
     for path in sorted((traces.shared | traces.own | traces.unreadable) - still_needed):
         check()
         store.delete(path)
-        (taken.rewritten if path in moved else taken.removed).add(path)
+        (changes.rewritten if path in rewritten else changes.removed).add(path)
 
 
-def _rewrite(store: CatalogStore, path: str, *, wanted: frozenset[str], check: Check) -> _Moved:
-    """Write a file's other rows under a name that follows from its content, so that a second try writes the same."""
-    kept, numbers = without_concepts(read_data_file(store, path, lambda parquet: parquet.read()), wanted)
-    folder, name = path.split("/")
-    is_residuals = folder == "residuals"
+def _rewrite(store: CatalogStore, path: str, *, wanted: frozenset[str], check: CheckLease) -> _RewrittenFile:
+    """Write a file's other rows under a name derived from their content, so that a second try writes the same."""
+    kept, numbers = drop_concepts(read_data_file(store, path, lambda parquet: parquet.read()), wanted)
+    old, is_residuals = AttemptPaths.parse(path), path.startswith(layout.RESIDUALS)
+    if old is None:
+        raise StoreError(
+            f"{store.url(path)} holds rows of these concepts, but was not written by persres-batch",
+            fix="take it out of the catalog, or take their rows out of it; then forget again",
+        )
     data = data_file_bytes(kept, RESIDUALS_PER_ROW_GROUP if is_residuals else RENDERINGS_PER_ROW_GROUP)
-    run_id, shard_id, attempt = name.removesuffix(".parquet").split("_")
-    attempt = f"{_REWRITTEN.sub('', attempt)}-{hashlib.sha256(data).hexdigest()[:8]}"
-    new = (store.residual_file if is_residuals else store.rendering_file)(run_id, shard_id, attempt)
+    attempt = f"{_CONTENT_SUFFIX.sub('', old.attempt)}-{hashlib.sha256(data).hexdigest()[:8]}"
+    paths = replace(old, attempt=attempt)
+    new = paths.residuals if is_residuals else paths.renderings
     check()
     store.write(new, data)
     if store.read(new) != data:
         raise StoreError(f"{store.url(new)} does not hold what was written to it", fix="delete it; forget again")
-    return _Moved(new, numbers)
+    return _RewrittenFile(new, numbers)
 
 
-def index_without(table: pa.Table, concept_ids: Collection[str], moved: Mapping[str, _Moved]) -> pa.Table:
-    """A table of schema `INDEX` without some concepts, and with the rows of others where they lie now.
+def _update_index(table: pa.Table, concept_ids: Collection[str], rewritten: Mapping[str, _RewrittenFile]) -> pa.Table:
+    """Return a table of schema `INDEX` without some concepts; rows of others refer to the rewritten files.
 
-    Dictionaries are made anew: a plain filter would keep texts that only the forgotten rows had.
+    Dictionaries are rebuilt: a plain filter would keep values that only the forgotten rows had.
     """
-    gone = pc.is_in(table.column("concept_id"), pa.array(sorted(concept_ids), pa.string()))  # pyright: ignore
-    table = table.filter(pc.invert(gone))  # pyright: ignore[reportAttributeAccessIssue]
-    columns = {column.name: table.column(column.name).to_pylist() for column in INDEX if column.name in _PLACES}
+    dropped = pc.is_in(table.column("concept_id"), pa.array(sorted(concept_ids), pa.string()))  # pyright: ignore
+    table = table.filter(pc.invert(dropped))  # pyright: ignore[reportAttributeAccessIssue]
+    columns = {
+        column.name: table.column(column.name).to_pylist() for column in INDEX if column.name in _LOCATION_COLUMNS
+    }
     residuals, renderings = columns["residual_file"], columns["rendering_file"]
     for row, path in enumerate(residuals):
-        if move := moved.get(path):
-            residuals[row], columns["residual_row"][row] = move.path, move.rows[columns["residual_row"][row]]
+        if new := rewritten.get(path):
+            residuals[row], columns["residual_row"][row] = new.path, new.rows[columns["residual_row"][row]]
     for row, path in enumerate(renderings):
-        if move := moved.get(path):
+        if new := rewritten.get(path):
             first, count = columns["rendering_rows"][row]
-            renderings[row], columns["rendering_rows"][row] = move.path, [move.rows[first], count]
+            renderings[row], columns["rendering_rows"][row] = new.path, [new.rows[first], count]
     arrays = []
     for column in INDEX:
         if column.name in columns:
@@ -168,25 +178,21 @@ def index_without(table: pa.Table, concept_ids: Collection[str], moved: Mapping[
     return pa.table(arrays, schema=INDEX)
 
 
-def _files(index: pa.Table) -> Iterable[str]:
-    for name in ("residual_file", "rendering_file"):
-        yield from (path for path in index.column(name).cast(pa.string()).unique().to_pylist() if path is not None)
-
-
-def _remove_unsearchable(store: CatalogStore, check: Check) -> None:
-    """Temporary files of writers that were killed, torn records and torn snapshots: any of them may name anybody."""
+def _remove_incomplete_objects(store: CatalogStore, check: CheckLease) -> None:
+    """Remove temporary files of killed writers, torn records and torn snapshots: any of them may hold any concept."""
     hidden = (path for path in store.stat_all(hidden=True) if path.rsplit("/", 1)[-1].startswith("."))
-    temporary = [path for path in hidden if path.endswith(".tmp") and not path.startswith(store.LEASES)]
+    temporary = [path for path in hidden if path.endswith(".tmp") and not path.startswith(layout.LEASES)]
     for path in (*temporary, *torn_records(store), *torn_snapshots(store)):
         check()
         store.delete(path)
 
 
-def _forget_in_documents(store: CatalogStore, wanted: frozenset[str], check: Check) -> int:
+def _redact_documents(store: CatalogStore, wanted: frozenset[str], check: CheckLease) -> int:
+    """Remove the concepts from the documents of runs; returns the number of changed documents."""
     changed = 0
-    for path, _ in naming_documents(store, wanted):
+    for path, _ in find_documents(store, wanted):
         check()
-        document = document_without(path, store.read(path), wanted)
+        document = redact_document(path, store.read(path), wanted)
         if document is None:
             store.delete(path)
         else:

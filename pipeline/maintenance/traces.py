@@ -1,4 +1,4 @@
-"""Where in a catalog a concept is: in the index and the records, in data files, in the documents of runs."""
+"""Find a concept everywhere in a catalog: in the index and the records, in data files, in the documents of runs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 
 from ...core.errors import InvalidInput, StoreError
 from ..catalog.committed import CommittedConcepts
-from ..catalog.data_file import DamagedFile, concepts_among, data_files, read_data_file
+from ..catalog.data_file import DamagedFile, concepts_in_file, data_files, read_data_file
 from ..catalog.index import read_committed, read_records
 from ..catalog.store import CatalogStore
-from .redact import naming_documents
+from .redact import find_documents
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 _READERS = 8
-_NEAR_AMONG = 20_000
+_MAX_COMPARED = 20_000  # ids; comparing is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Traces:
     """Where a catalog holds or names some concepts.
 
     Attributes:
-        concept_ids: those asked for.
-        recorded: those that the index or a loose record speaks of, as committed or as failed.
-        shared: data files with rows of them in which committed results of others lie too.
-        own: data files with rows of them that nobody else needs.
-        unreadable: damaged data files that nobody else needs: they may hold anything.
+        concept_ids: the concepts that were searched for.
+        recorded: those that the index or a loose record lists, as committed or as failed.
+        shared: data files with rows of them that also hold committed results of others.
+        own: data files with rows of them that no other concept needs.
+        unreadable: damaged data files that no other concept needs: they may hold anything.
         documents: documents of runs that name them.
-        unknown: those of which there is no trace, sorted.
+        unknown: those without any trace, sorted.
         searched: data files that hold none of them.
     """
 
@@ -51,7 +51,7 @@ class Traces:
 
     @property
     def in_results(self) -> bool:
-        """Whether data files, the index or a record have them."""
+        """Whether data files, the index or a record hold any of the concepts."""
         return bool(self.recorded or self.shared or self.own)
 
 
@@ -61,17 +61,17 @@ def find_traces(
     *,
     searched: frozenset[str] = frozenset(),
     results_only: bool = False,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Traces:
-    """Look for concepts everywhere in a catalog; changes nothing.
+    """Search a catalog for concepts; changes nothing.
 
     Args:
-        searched: data files that need not be looked into.
-        results_only: leave the documents of runs out, and so what is unknown.
+        searched: data files to skip.
+        results_only: do not search the documents of runs, and leave `unknown` empty.
         on_progress: called with (data files searched, all of them).
 
     Raises:
-        StoreError: the catalog cannot be read, or a file in which others lie is damaged.
+        StoreError: the catalog cannot be read, or a damaged file also holds other concepts.
     """
     wanted = frozenset(concept_ids)
     paths = [path for path in data_files(store) if path not in searched]
@@ -80,12 +80,12 @@ def find_traces(
     needed = _needed_by_others(committed, {*holders, *damaged}, wanted)
     for path in damaged & needed.keys():
         raise StoreError(
-            f"{store.url(path)} is damaged, so that nothing can be taken out of it; others lie in it too",
+            f"{store.url(path)} is damaged and also holds other concepts, so no rows can be removed from it",
             fix=f"forget these as well, then submit again: {' '.join(sorted(needed[path]))}; or restore it from a copy",
         )
     recorded = _recorded(store, committed, wanted)
-    named = {} if results_only else dict(naming_documents(store, wanted))
-    certain = (found for path, found in named.items() if path.endswith(".json"))  # a report's words may be anything
+    named = {} if results_only else dict(find_documents(store, wanted))
+    certain = (found for path, found in named.items() if path.endswith(".json"))  # a report's text may be anything
     known = recorded.union(*holders.values(), *certain)
     return Traces(
         concept_ids=wanted,
@@ -100,27 +100,27 @@ def find_traces(
 
 
 def require_known(store: CatalogStore, traces: Traces) -> None:
-    """Raises InvalidInput, naming the nearest ids, if there is no trace of one of the concepts."""
+    """Raise InvalidInput, suggesting similar ids, if there is no trace of one of the concepts."""
     if not traces.unknown:
         return
     committed = read_committed(store)
     lines = []
     for concept_id in traces.unknown:
-        alike = (other for other in committed if other[:1].lower() == concept_id[:1].lower())
-        near = get_close_matches(concept_id, islice(alike, _NEAR_AMONG), cutoff=0.5)
+        candidates = (other for other in committed if other[:1].lower() == concept_id[:1].lower())
+        near = get_close_matches(concept_id, islice(candidates, _MAX_COMPARED), cutoff=0.5)
         lines.append(concept_id + (f" (did you mean {', '.join(near)}?)" if near else ""))
     raise InvalidInput(f"{store.uri} has no trace of {'; '.join(lines)}", fix="check the spelling; nothing was removed")
 
 
 def _holders(
-    store: CatalogStore, paths: Sequence[str], wanted: frozenset[str], on_progress: Progress
+    store: CatalogStore, paths: Sequence[str], wanted: frozenset[str], on_progress: OnProgress
 ) -> tuple[dict[str, frozenset[str]], set[str]]:
     """Which files have rows of which concepts, and which are damaged."""
     holders: dict[str, frozenset[str]] = {}
     damaged: set[str] = set()
     with ThreadPoolExecutor(_READERS) as pool:
-        looks = pool.map(partial(_look, store, wanted=wanted), paths)
-        for done, (path, found) in enumerate(zip(paths, looks, strict=True), start=1):
+        results = pool.map(partial(_search_file, store, wanted=wanted), paths)
+        for done, (path, found) in enumerate(zip(paths, results, strict=True), start=1):
             if found is None:
                 damaged.add(path)
             elif found:
@@ -129,9 +129,9 @@ def _holders(
     return holders, damaged
 
 
-def _look(store: CatalogStore, path: str, *, wanted: frozenset[str]) -> frozenset[str] | None:
+def _search_file(store: CatalogStore, path: str, *, wanted: frozenset[str]) -> frozenset[str] | None:
     try:
-        return read_data_file(store, path, lambda parquet: concepts_among(parquet, wanted), in_parts=True)
+        return read_data_file(store, path, lambda parquet: concepts_in_file(parquet, wanted), in_parts=True)
     except DamagedFile:
         return None
 
@@ -139,15 +139,15 @@ def _look(store: CatalogStore, path: str, *, wanted: frozenset[str]) -> frozense
 def _needed_by_others(
     committed: CommittedConcepts, paths: Collection[str], wanted: frozenset[str]
 ) -> dict[str, set[str]]:
-    """Of these files, those in which committed results of other concepts lie, and of which."""
+    """Those of the files that hold committed results of other concepts, and of which."""
     if not paths:
         return {}
     needed: dict[str, set[str]] = {}
     table = committed.to_table()
-    asked = pa.array(sorted(paths), pa.string())
+    searched = pa.array(sorted(paths), pa.string())
     for name in ("residual_file", "rendering_file"):
         files = table.column(name).cast(pa.string())
-        rows = pc.is_in(files, asked)  # pyright: ignore[reportAttributeAccessIssue]
+        rows = pc.is_in(files, searched)  # pyright: ignore[reportAttributeAccessIssue]
         pairs = zip(files.filter(rows).to_pylist(), table.column("concept_id").filter(rows).to_pylist(), strict=True)
         for path, concept_id in pairs:
             if concept_id not in wanted:
@@ -156,6 +156,7 @@ def _needed_by_others(
 
 
 def _recorded(store: CatalogStore, committed: CommittedConcepts, wanted: frozenset[str]) -> frozenset[str]:
+    """The concepts that the index or a loose record lists."""
     found = wanted & committed.keys()
     for record in read_records(store):
         found |= wanted.intersection(one.concept_id for one in (*record.concepts, *record.failures))

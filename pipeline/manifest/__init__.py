@@ -1,1 +1,1 @@
-"""A manifest's rows: read, checked, and every problem named with row, column, value and fix."""
+"""Read and check manifests; problems name row, column, value and fix."""

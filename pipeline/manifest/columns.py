@@ -1,4 +1,4 @@
-"""A manifest's columns: which there are, of what types, and what is wrong with those of a file."""
+"""A manifest's columns, their types, and the problems of a file's columns."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 
 
 def column_problems(schema: pa.Schema) -> Iterator[Problem]:
-    """The columns of an Arrow schema that no row of it can be read from."""
+    """A problem for each manifest column of an Arrow schema that is duplicated or has the wrong type."""
     for name, count in Counter(schema.names).items():
         if name in COLUMNS and count > 1:
-            yield Problem(f"the column {name} is there {count} times", "keep one", "manifest", column=name)
+            yield Problem(f"the column {name} appears {count} times", "keep one", "manifest", column=name)
         elif name in COLUMNS:
             kind = schema.field(name).type
             expected, fits = _TYPES[name]
@@ -30,7 +30,7 @@ def column_problems(schema: pa.Schema) -> Iterator[Problem]:
 
 
 def missing_columns(names: Collection[str]) -> Iterator[Problem]:
-    """The columns that a manifest must have and these names lack."""
+    """A problem for each required column that is not among `names`."""
     for column in REQUIRED_COLUMNS:
         if column not in names:
             near = difflib.get_close_matches(column, [name for name in names if name not in COLUMNS], n=1)
@@ -39,7 +39,7 @@ def missing_columns(names: Collection[str]) -> Iterator[Problem]:
 
 
 def unused_columns(names: Iterable[str]) -> Iterator[str]:
-    """A warning for every column that nothing is made of."""
+    """A warning for each name that is not a manifest column."""
     for name in names:
         if name not in COLUMNS and not name.startswith("__index_level_"):  # pandas' row labels
             yield f"the column {name!r} is not used; a manifest's columns are {', '.join(COLUMNS)}"
@@ -52,8 +52,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType, item: Callable[[pa.DataType], bool]) -> bool:
-    shapes = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
-    return any(is_shape(kind) for is_shape in shapes) and (pt.is_null(kind.value_type) or item(kind.value_type))
+    layouts = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list, pt.is_list_view, pt.is_large_list_view)
+    return any(is_layout(kind) for is_layout in layouts) and (pt.is_null(kind.value_type) or item(kind.value_type))
 
 
 def _is_source(kind: pa.DataType) -> bool:

@@ -1,47 +1,48 @@
-"""Prompts that the text encoder would cut off, found before a GPU is asked for."""
+"""Find prompts that the text encoder would truncate, before any GPU is used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ...core.concept import expand_template
 from ...core.errors import Problem
-from .row import ManifestRow, shown
+from ...core.plural import plural
+from .row import ManifestRow, shorten
 
-_NO_LENGTH_LIMIT = 10**6  # tokenizers without a limit report an astronomical one
-_TOKENS_AROUND = 4  # a start, an end, and what else a tokenizer may put around a text
-_REMEMBERED = 65_536
+_NO_LENGTH_LIMIT = 10**6  # tokenizers without a limit report 10**30
+_SPECIAL_TOKENS = 4  # at most so many are added to a text: start, end and the like
+_CACHE_SIZE = 65_536
 
 
-class PromptLengths:
-    """Measures the prompts of rows, each different text once, as long as there are not too many to remember.
+class PromptLengthChecker:
+    """Finds prompts with more tokens than the text encoder reads. Each different text is tokenized once (cached).
 
     Args:
         tokenizer: a Hugging Face tokenizer; its `model_max_length` is the limit, start and end tokens included.
-        identifier_token: the word that stands for V*.
-        training_prompt: the template that every concept is trained with, to be checked too.
+        identifier_token: the word used as V*.
+        training_prompt: the template that every concept is trained with; None: not checked.
     """
 
-    def __init__(self, tokenizer: Any, identifier_token: str, training_prompt: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, identifier_token: str, training_prompt: str | None) -> None:
         self._tokenizer = tokenizer
         self._identifier_token = identifier_token
         self._training_prompt = training_prompt
         self._limit = int(tokenizer.model_max_length)
         self._fits: set[tuple[str, tuple[str, ...]]] = set()
 
-    def problems(self, rows: Iterable[ManifestRow]) -> list[Problem]:
-        """The prompts that are too long once the concept's words are in them; concept level, in the rows' order."""
+    def check(self, rows: Iterable[ManifestRow]) -> list[Problem]:
+        """A concept-level problem for each prompt of `rows` that is too long once expanded, in row order."""
         if self._limit > _NO_LENGTH_LIMIT:
             return []
-        if len(self._fits) > _REMEMBERED:
+        if len(self._fits) > _CACHE_SIZE:
             self._fits.clear()
         new = [row for row in rows if (row.macro_class, row.prompts) not in self._fits]
         texts = [self._texts(row) for row in new]
-        lengths = self._measured({text for of_row in texts for _, text in of_row if not self._surely_fits(text)})
+        lengths = self._token_counts({text for of_row in texts for _, text in of_row if not self._must_fit(text)})
         problems = []
         for row, of_row in zip(new, texts, strict=True):
-            found = [self._too_long(row, column, text, lengths.get(text, 0)) for column, text in of_row]
+            found = [self._problem(row, column, text, lengths.get(text, 0)) for column, text in of_row]
             if any(found):
                 problems += filter(None, found)
             else:
@@ -49,35 +50,27 @@ class PromptLengths:
         return problems
 
     def _texts(self, row: ManifestRow) -> list[tuple[str, str]]:
-        """Every text a concept needs, with the column of the manifest that it comes from."""
+        """Each text that a concept needs, with the manifest column that it comes from."""
         templates = [("prompts", prompt) for prompt in row.prompts]
         if self._training_prompt is not None:
             templates.append(("macro_class", self._training_prompt))
         return [(name, expand_template(text, self._identifier_token, row.macro_class)) for name, text in templates]
 
-    def _surely_fits(self, text: str) -> bool:
-        """A token stands for one character at least, so most prompts need not be taken apart."""
-        return len(text) + _TOKENS_AROUND <= self._limit and text.isascii()
+    def _must_fit(self, text: str) -> bool:
+        """Whether a text is short enough without tokenizing it: a token covers at least one character."""
+        return len(text) + _SPECIAL_TOKENS <= self._limit and text.isascii()
 
-    def _measured(self, texts: set[str]) -> dict[str, int]:
-        """The number of tokens of each text."""
+    def _token_counts(self, texts: set[str]) -> dict[str, int]:
         if not texts:
             return {}
         ordered = list(texts)
         ids = self._tokenizer(ordered, truncation=False, verbose=False, return_attention_mask=False)["input_ids"]
         return {text: len(of_text) for text, of_text in zip(ordered, ids, strict=True)}
 
-    def _too_long(self, row: ManifestRow, column: str, text: str, length: int) -> Problem | None:
+    def _problem(self, row: ManifestRow, column: str, text: str, length: int) -> Problem | None:
         if length <= self._limit:
             return None
         what = "prompt" if column == "prompts" else "training prompt"
         reason = f"the {what} is {length} tokens long, the text encoder reads {self._limit}"
-        fix = f"shorten it by {length - self._limit}"
-        return Problem(reason, fix, "concept", row.row, row.concept_id, column, shown(text))
-
-
-def check_prompt_lengths(
-    rows: Sequence[ManifestRow], tokenizer: Any, identifier_token: str, *, training_prompt: str | None = None
-) -> list[Problem]:
-    """`PromptLengths.problems` of some rows."""
-    return PromptLengths(tokenizer, identifier_token, training_prompt).problems(rows)
+        fix = f"shorten it by {plural(length - self._limit, 'token')}"
+        return Problem(reason, fix, "concept", row.row, row.concept_id, column, shorten(text))

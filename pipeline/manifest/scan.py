@@ -1,7 +1,7 @@
-"""Read a manifest, the table of requested concepts, and say everything that is wrong with it in one pass.
+"""Read a manifest, the table of requested concepts, and find all of its problems in one pass.
 
-Parquet is read batch by batch and JSON lines line by line. A `ManifestScan` keeps no row, only what is
-wrong with some; `read_manifest` keeps them all.
+Parquet is read batch by batch, JSON lines line by line. `ManifestScan` yields rows and keeps only problems;
+`read_manifest` keeps all rows.
 """
 
 from __future__ import annotations
@@ -20,44 +20,46 @@ import pyarrow.parquet as pq
 
 from ...core.concept import CONCEPT_ID_PATTERN
 from ...core.errors import ConceptFailure, Problem
+from ..storage.uri import without_credentials
 from .columns import COLUMNS, REQUIRED_COLUMNS, column_problems, missing_columns, unused_columns
-from .row import ManifestRow, parent_folder, parse_row, shown, without_credentials
-from .text import half_character_fault
+from .row import ManifestRow, parent_folder, parse_row, shorten
+from .text import check_surrogates
 
 _PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
+MANIFEST_SUFFIXES = (*_PARQUET, *_JSON_LINES)
 _BATCH_ROWS = 256
-_INLINE_BYTES_WORTH_A_WARNING = 1 << 30
+_EMBEDDED_BYTES_WARNING = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestReading:
-    """What a manifest holds.
+class ParsedManifest:
+    """All rows and problems of a manifest.
 
     Attributes:
         rows: the rows without problems, in the manifest's order.
-        problems: everything that is wrong, by row.
-        warnings: what a person should know but nothing is refused for.
-        faulty_rows: the rows with problems, holding what could be read of them, so that the rest can be checked too.
+        problems: all problems, sorted by row.
+        warnings: messages about things that are accepted.
+        invalid_rows: the rows with problems, with the values that could be parsed, so that these can be checked too.
     """
 
     rows: list[ManifestRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    faulty_rows: list[ManifestRow] = field(default_factory=list)
+    invalid_rows: list[ManifestRow] = field(default_factory=list)
 
     @property
     def row_count(self) -> int:
-        return len(self.rows) + len(self.faulty_rows)
+        return len(self.rows) + len(self.invalid_rows)
 
     @property
     def manifest_problems(self) -> list[Problem]:
-        """The problems for which a run must not start."""
+        """The problems that make the whole manifest unusable."""
         return [problem for problem in self.problems if problem.level == "manifest"]
 
 
 def concept_failures(problems: Iterable[Problem]) -> tuple[ConceptFailure, ...]:
-    """The concept-level problems as one failure a concept, its reasons joined."""
+    """One failure per concept with concept-level problems, its reasons joined."""
     by_concept: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.level == "concept" and problem.concept_id:
@@ -73,27 +75,28 @@ def concept_failures(problems: Iterable[Problem]) -> tuple[ConceptFailure, ...]:
     )
 
 
-def read_manifest(uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> ManifestReading:
+def read_manifest(uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> ParsedManifest:
     """Read the manifest at a path or fsspec URI.
 
     Args:
-        uri: a `.parquet` file, or `.jsonl` with an object a line.
-        default_prompts: the prompt set of rows whose `prompts` is null.
+        uri: a `.parquet` file, or a `.jsonl` file with one object per line.
+        default_prompts: the prompts of rows whose `prompts` is null.
 
     Returns:
-        All rows and all problems. Nothing about the file's content raises; a file that cannot be read is a problem.
+        All rows and all problems. No content of the file raises; a file that cannot be read is a problem.
     """
     scan = ManifestScan(uri, default_prompts=default_prompts)
-    reading = ManifestReading(problems=scan.problems, warnings=scan.warnings)
-    for row, is_sound in scan:
-        (reading.rows if is_sound else reading.faulty_rows).append(row)
-    return reading
+    parsed = ParsedManifest(problems=scan.problems, warnings=scan.warnings)
+    for row, is_valid in scan:
+        (parsed.rows if is_valid else parsed.invalid_rows).append(row)
+    return parsed
 
 
-def sound_row_count(uri: str) -> int | None:
-    """How many rows a Parquet manifest has, if nothing is wrong with its columns and ids; None: look closer.
+def row_count_if_valid(uri: str) -> int | None:
+    """The number of rows of a Parquet manifest whose columns and ids are valid; otherwise None.
 
-    Reads the ids alone, so that a manifest that cannot be used is refused before its references are fetched.
+    Reads the column of ids alone: a cheap check before references are fetched. None asks for a full scan, which finds
+    the problems or reads the formats that this check does not.
     """
     if not uri.endswith(_PARQUET):
         return None
@@ -103,28 +106,28 @@ def sound_row_count(uri: str) -> int | None:
             if any(column_problems(parquet.schema_arrow)) or any(missing_columns(parquet.schema_arrow.names)):
                 return None
             ids = parquet.read(["concept_id"]).column(0).to_pylist()
-    except Exception:  # whatever it is, a full scan says it better
+    except Exception:  # of any kind: a full scan reports it
         return None
-    sound = all(one is not None and CONCEPT_ID_PATTERN.fullmatch(one) for one in ids) and len(set(ids)) == len(ids)
-    return len(ids) if sound and ids else None
+    valid = all(one is not None and CONCEPT_ID_PATTERN.fullmatch(one) for one in ids) and len(set(ids)) == len(ids)
+    return len(ids) if valid and ids else None
 
 
-class _KeyTwice(ValueError):
-    """A JSON object names one key twice, of which Python would take the last unseen."""
+class _DuplicateKey(ValueError):
+    """A JSON object has a key twice; Python would silently take the last."""
 
 
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise _KeyTwice(next(repr(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+        raise _DuplicateKey(next(repr(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1))
     return values
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_named_once)
+_JSON = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)
 
 
-def _why_unreadable(error: Exception, uri: str) -> tuple[str, str]:
-    """What a person should know and do about a manifest whose reading ended in `error`."""
+def _read_error(error: Exception, uri: str) -> tuple[str, str]:
+    """The reason and the fix of an exception raised while a manifest was read."""
     first_line = (str(error).splitlines() or [""])[0].replace(uri, without_credentials(uri))
     match error:
         case FileNotFoundError():
@@ -132,90 +135,89 @@ def _why_unreadable(error: Exception, uri: str) -> tuple[str, str]:
         case IsADirectoryError():
             return "it is a folder", "name the manifest in it"
         case PermissionError():
-            return "it may not be read", "check its permissions and who you are logged in as"
+            return "permission to read it is denied", "check its permissions and your credentials"
         case ImportError():
             return f"its store needs a package that is not installed: {first_line}", "install it"
         case ValueError() if "Protocol not known" in first_line:
             return (
-                "there is no store of that kind",
+                "its URI has an unknown scheme",
                 "give a path, or a URI that begins with s3://, gs://, az:// or https://",
             )
-    what = f"the file cannot be read: {type(error).__name__}: {shown(first_line)}"
+    what = f"the file cannot be read: {type(error).__name__}: {shorten(first_line)}"
     return what, "check that it can be reached and is complete, or write it again"
 
 
 class ManifestScan:
-    """One pass over a manifest, as `read_manifest` makes it, that keeps no rows.
+    """One pass over a manifest that keeps no rows; arguments as for `read_manifest`.
 
-    Iterating, once, gives (row, whether it is without problems) for every row that could be made out, in order.
-    After the last one `problems` and `warnings` are complete and sorted by row.
+    Iterate once: yields (row, is_valid) for each row that could be parsed, in order. After the last row, `problems`
+    and `warnings` are complete, and problems are sorted by row.
     """
 
     def __init__(self, uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.row_count = 0
-        self._inline_bytes = 0
+        self._embedded_bytes = 0
         self._uri = os.fspath(uri)
         self._folder = parent_folder(self._uri)
         self._default_prompts = tuple(default_prompts)
-        self._first_row_of: dict[str, int] = {}
-        self._unusable: frozenset[str] = frozenset()
-        self._rows_are_unreadable = False
+        self._row_by_id: dict[str, int] = {}
+        self._invalid_columns: frozenset[str] = frozenset()
+        self._has_unreadable_rows = False
         self._has_masks = False
 
     @property
     def manifest_problems(self) -> list[Problem]:
-        """The problems for which a run must not start."""
+        """The problems that make the whole manifest unusable."""
         return [problem for problem in self.problems if problem.level == "manifest"]
 
     def __iter__(self) -> Iterator[tuple[ManifestRow, bool]]:
         uri = self._uri
         suffix = os.path.splitext(uri.split("?")[0] if "://" in uri else uri)[1].lower()
-        formats = dict.fromkeys(_PARQUET, self._parquet) | dict.fromkeys(_JSON_LINES, self._json_lines)
+        formats = dict.fromkeys(_PARQUET, self._scan_parquet) | dict.fromkeys(_JSON_LINES, self._scan_json_lines)
         if suffix not in formats:
-            what = f"the file type {suffix!r} is not a manifest's"
-            self._refuse(what, "write it as Parquet (.parquet) or JSON lines (.jsonl)")
+            what = f"the file type {suffix!r} is not supported"
+            self._report_unreadable(what, "write it as Parquet (.parquet) or JSON lines (.jsonl)")
             return
         try:
             with fsspec.open(uri, "rb") as file:
                 yield from formats[suffix](cast(BinaryIO, file))
         except Exception as error:  # Arrow, the store and the codecs each raise their own kinds
-            self._refuse(*_why_unreadable(error, uri))
-        self._complete()
+            self._report_unreadable(*_read_error(error, uri))
+        self._finish()
 
-    def _parquet(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
+    def _scan_parquet(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
         self.warnings.extend(unused_columns(names))
         self._report_columns([*column_problems(parquet.schema_arrow), *missing_columns(names)])
-        usable = [name for name in COLUMNS if name in names and name not in self._unusable]
+        usable = [name for name in COLUMNS if name in names and name not in self._invalid_columns]
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
             try:
                 rows = batch.to_pylist()
             except UnicodeDecodeError:
-                self._refuse_undecodable(batch)
+                self._report_invalid_utf8(batch)
                 return
             for values in rows:
-                yield self._parsed(values)
+                yield self._parse(values)
 
-    def _json_lines(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
+    def _scan_json_lines(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         names: dict[str, None] = {}
-        # Bytes that are not UTF-8 become lone surrogates, so that the line which has them can be told.
+        # Bytes that are not UTF-8 become lone surrogates, so that their line can be reported.
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
         for number, line in enumerate(lines, start=1):
-            if half_character_fault(line):
-                fix = "save the manifest as UTF-8"
-                self._refuse(f"line {number} is not UTF-8", fix, value=shown(line.strip()), row=self.row_count)
+            if check_surrogates(line):
+                self._report_line(f"line {number} is not UTF-8", line, "save the manifest as UTF-8")
                 return
             if not line.strip():
                 continue
-            values = self._json_object(line, number)
+            values = self._parse_line(line, number)
             if values is not None:
                 names.update(dict.fromkeys(values))
-                yield self._parsed(values)
+                yield self._parse(values)
         self.warnings.extend(unused_columns(names))
-        if names:  # a column that no line has is one problem, not one a row
+        if names:  # a column that no line has is one problem, not one per row
             self.problems[:] = [
                 problem
                 for problem in self.problems
@@ -223,67 +225,71 @@ class ManifestScan:
             ]
             self._report_columns([*missing_columns(names)])
 
-    def _complete(self) -> None:
-        if not self.row_count and not self._rows_are_unreadable:
-            self._refuse("the manifest has no rows", "add a row for every concept", value="")
-        if self._inline_bytes > _INLINE_BYTES_WORTH_A_WARNING:
+    def _finish(self) -> None:
+        if not self.row_count and not self._has_unreadable_rows:
+            self._report_unreadable("the manifest has no rows", "add a row for each concept", value="")
+        if self._embedded_bytes > _EMBEDDED_BYTES_WARNING:
             self.warnings.append(
-                f"{self._inline_bytes / 2**30:.1f} GiB of images are inside the manifest; those of all concepts that "
-                "need work are held in memory, images behind URIs are not"
+                f"{self._embedded_bytes / 2**30:.1f} GiB of images are embedded in the manifest; unlike images given "
+                "by URI, those of all concepts that need work are held in memory"
             )
         if self._has_masks:
             self.warnings.append("masks are checked, but training does not use them yet")
         order = {name: index for index, name in enumerate(COLUMNS)}
         self.problems.sort(key=lambda p: (-1 if p.row is None else p.row, order.get(p.column or "", -1)))
 
-    def _parsed(self, values: dict[str, Any]) -> tuple[ManifestRow, bool]:
+    def _parse(self, values: dict[str, Any]) -> tuple[ManifestRow, bool]:
         row, self.row_count = self.row_count, self.row_count + 1
         parsed, problems = parse_row(
-            values, row=row, folder=self._folder, default_prompts=self._default_prompts, unusable=self._unusable
+            values,
+            row=row,
+            folder=self._folder,
+            default_prompts=self._default_prompts,
+            invalid_columns=self._invalid_columns,
         )
-        first = self._first_row_of.setdefault(parsed.concept_id, row) if parsed.concept_id else row
+        first = self._row_by_id.setdefault(parsed.concept_id, row) if parsed.concept_id else row
         if first != row:
             reason, fix = f"the id is already used by row {first}", "give each concept one row and its own id"
             problems.append(Problem(reason, fix, "manifest", row, parsed.concept_id, "concept_id", parsed.concept_id))
         for source in parsed.reference_images:
             if source.data is not None:
-                self._inline_bytes += len(source.data)
+                self._embedded_bytes += len(source.data)
         self._has_masks |= bool(parsed.masks) and not problems
         self.problems.extend(problems)
         return parsed, not problems
 
-    def _json_object(self, line: str, number: int) -> dict[str, Any] | None:
+    def _parse_line(self, line: str, number: int) -> dict[str, Any] | None:
         try:
             values = _JSON.decode(line.strip())
-        except _KeyTwice as error:
-            return self._refuse_line(f"line {number} gives {shown(str(error))} twice", line, "keep one of them")
+        except _DuplicateKey as error:
+            return self._report_line(f"line {number} gives {shorten(str(error))} twice", line, "keep one of them")
         except (ValueError, RecursionError) as error:
-            return self._refuse_line(f"line {number} is not JSON: {shown(str(error))}", line)
-        return values if isinstance(values, dict) else self._refuse_line(f"line {number} is not a JSON object", line)
+            return self._report_line(f"line {number} is not JSON: {shorten(str(error))}", line)
+        return values if isinstance(values, dict) else self._report_line(f"line {number} is not a JSON object", line)
 
-    def _refuse_line(self, reason: str, line: str, fix: str = "") -> None:
-        fix = fix or "write one JSON object a line, without commas or brackets around the lines"
-        self._refuse(reason, fix, value=shown(line.strip()), row=self.row_count)
+    def _report_line(self, reason: str, line: str, fix: str = "") -> None:
+        fix = fix or "write one JSON object per line, without commas or brackets around the lines"
+        self._report_unreadable(reason, fix, value=shorten(line.strip()), row=self.row_count)
         self.row_count += 1
 
-    def _refuse_undecodable(self, batch: pa.RecordBatch) -> None:
-        """Name the first text of a batch that is not UTF-8."""
+    def _report_invalid_utf8(self, batch: pa.RecordBatch) -> None:
+        """Report the first text of a batch that is not UTF-8."""
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
             for index in range(len(values)):
                 try:
                     values[index].as_py()
                 except UnicodeDecodeError as error:
-                    row, value = self.row_count + index, shown(error.object[:80])
-                    self._rows_are_unreadable = True
+                    row, value = self.row_count + index, shorten(error.object[:80])
+                    self._has_unreadable_rows = True
                     fix = "write the text as UTF-8"
                     self.problems.append(Problem("the text is not UTF-8", fix, "manifest", row, None, name, value))
                     return
 
-    def _refuse(self, reason: str, fix: str, *, value: str | None = None, row: int | None = None) -> None:
-        shown_value = without_credentials(self._uri) if value is None else value
-        self._rows_are_unreadable = True
-        self.problems.append(Problem(reason, fix, "manifest", row, None, None, shown_value))
+    def _report_unreadable(self, reason: str, fix: str, *, value: str | None = None, row: int | None = None) -> None:
+        value = without_credentials(self._uri) if value is None else value
+        self._has_unreadable_rows = True
+        self.problems.append(Problem(reason, fix, "manifest", row, None, None, value))
 
     def _report_columns(self, problems: list[Problem]) -> None:
-        self._unusable |= {problem.column for problem in problems if problem.column}
+        self._invalid_columns |= {problem.column for problem in problems if problem.column}
         self.problems.extend(problems)

@@ -1,42 +1,45 @@
-"""Text from outside that no file, table, terminal or text encoder should be given: found where it comes in."""
+"""Checks of text from outside, so that every accepted text can be stored, shown in a terminal and encoded."""
 
 from __future__ import annotations
 
 import re
 
 MAX_PROMPT_CHARACTERS = 10_000
-"""Far more than any text encoder reads, and little enough to count its tokens in a moment: 10 MB take half a minute."""
+"""Far more than any text encoder reads, and few enough to tokenize quickly: 10 MB take half a minute."""
 
 MAX_CLASS_CHARACTERS = 200
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _LINE_BREAK = re.compile(r"[\t\n\r]")
-_HALF = re.compile(r"[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def text_fault(text: str, *, max_characters: int | None = None, lines: bool = False) -> tuple[str, str] | None:
-    """What is wrong with a text and what to do about it, or None; the reason begins with what the text has or is.
+def check_text(text: str, *, max_characters: int | None = None, multiline: bool = False) -> tuple[str, str] | None:
+    """Return the reason why a text is invalid, as a predicate ("has …", "is …"), and the fix; None if it is valid.
 
     Args:
-        max_characters: it may not be longer.
-        lines: whether tabs and line breaks are welcome.
+        max_characters: the greatest length.
+        multiline: tabs and line breaks are allowed.
     """
     if max_characters is not None and len(text) > max_characters:
-        return f"is {len(text)} characters long", f"keep it within {max_characters}"
+        return f"is {len(text)} characters long", f"shorten it to {max_characters} characters"
     if text.isprintable():
         return None
-    half = half_character_fault(text)
-    if half:
-        return half
-    found = _CONTROL.search(text) or (None if lines else _LINE_BREAK.search(text))
+    surrogate = check_surrogates(text)
+    if surrogate:
+        return surrogate
+    found = _CONTROL.search(text) or (None if multiline else _LINE_BREAK.search(text))
     if found:
-        return f"has a control character ({found.group()!r})", "write it without"
+        return f"has a control character ({found.group()!r})", "remove it"
     return None
 
 
-def half_character_fault(text: str) -> tuple[str, str] | None:
-    """As `text_fault`, for text that may hold whatever can be stored: a lone surrogate cannot."""
-    found = None if text.isascii() else _HALF.search(text)
+def check_surrogates(text: str) -> tuple[str, str] | None:
+    """As `check_text`, but only lone surrogates are invalid: UTF-8 cannot encode them."""
+    found = None if text.isascii() else _SURROGATE.search(text)
     if found is None:
         return None
-    return f"has half a character ({found.group()!r})", "write it again as UTF-8; JSON escapes such letters in pairs"
+    return (
+        f"has a lone surrogate ({found.group()!r})",
+        "write it again as UTF-8; in JSON, escape such a character as a surrogate pair",
+    )

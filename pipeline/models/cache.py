@@ -26,7 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...core.errors import InvalidInput, StoreRefused
-from ..timing import MODEL_FETCH_LOG_INTERVAL_S
+from ...core.timing import MODEL_FETCH_LOG_INTERVAL_S
 from .cache_folder import cache_folder
 from .folder import (
     CHECKSUMS,

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..timing import FILE_SETTLED_S
+from ...core.timing import FILE_SETTLED_S
 from .cache_folder import cache_folder
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{32}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.errors import InvalidInput
-from ..storage.uri import without_user_part
+from ..storage.uri import has_credentials, without_credentials
 
 SPRITEWORLD = "spriteworld"
 """The name of the model that is installed with this package."""
@@ -21,10 +21,9 @@ def check_model_uri(uri: str, what: str) -> None:
         InvalidInput: naming `what`.
     """
     scheme = uri.partition("://")[0].lower()
-    if without_user_part(uri) != uri or any(sign in uri for sign in "?#"):
-        shown = without_user_part(uri.partition("?")[0].partition("#")[0])
+    if has_credentials(uri) or any(sign in uri for sign in "?#"):
         raise InvalidInput(
-            f"the {what}'s address {shown} was given with credentials or a query inside",
+            f"the {what}'s address {without_credentials(uri)} was given with credentials or a query inside",
             fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
         )
     if "::" in uri or scheme in _WITHOUT_LISTING:

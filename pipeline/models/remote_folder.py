@@ -1,48 +1,43 @@
-"""A model's folder in an object store: what is in it, as its listing says, and its files brought to this machine."""
+"""A model's folder in an object store: its listing, and its files fetched to this machine."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from fsspec.callbacks import Callback
 
-from ...core.errors import InvalidInput, StoreError, StoreRefused, StoreUnavailable
-from ..catalog.store import PATIENCE_S
-from ..storage.errors import fix_for, meaning_of
-from ..storage.retry import ask
-from ..storage.uri import open_file_system, secrets_in, struck
+from ...core.errors import InvalidInput, StoreError, StoreObjectMissing, StoreRefused, StoreUnavailable
+from ...core.timing import STORE_RETRY_S
+from ..storage.errors import NO_SPACE
+from ..storage.object_store import ObjectStore
 from .names import check_model_uri
 
 OnBytes = Callable[[int, int], None]
-"""Called with (bytes so far, of how many)."""
+"""Called with (bytes so far, bytes in all)."""
 
-_FILES_AT_ONCE = 4  # s3fs alone fetches a large file in ten ranges at a time
-_CONTENT_TAGS = ("md5Hash", "ETag", "etag", "crc32c")
-_TIME_TAGS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+_CONCURRENT_FILES = 4  # s3fs alone fetches a large file in ten ranges at a time
+_NO_SPACE_REASONS = frozenset(os.strerror(number) for number in NO_SPACE)
 _MARGIN_BYTES = 64 << 20  # a disk filled to its last byte breaks more than a download
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """What a listing says about a file. `tag` changes when its content does; None: the store has nothing like it."""
+    """What a listing says about a file. `tag` changes when its content does; None: the store has none."""
 
     size: int
     tag: str | None
 
 
 class RemoteFolder:
-    """A folder that fsspec can list. What fails in passing is tried again, as in a catalog.
+    """A model's folder in an object store that can be listed; transient errors are retried as in a catalog.
 
     Args:
         what: what messages call it, such as "base_model".
@@ -51,69 +46,62 @@ class RemoteFolder:
         InvalidInput: `check_model_uri` refuses the address, or no file system is installed for its scheme.
     """
 
-    def __init__(self, uri: str, *, what: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, uri: str, *, what: str, retry_s: float = STORE_RETRY_S) -> None:
         check_model_uri(uri, what)
         self.uri, self.what = uri.rstrip("/"), what
-        self._patience_s = patience_s
-        self._secrets = secrets_in({})
-        self._fs, self._root = open_file_system(self.uri, {}, what=what)
+        self._store = ObjectStore(self.uri, what=what, retry_s=retry_s)
 
     def list(self, entry: str) -> dict[str, RemoteFile]:
-        """Every file below the folder, by its relative path; hidden ones are left out.
+        """Every file below the folder by its relative path, hidden ones left out.
 
         Args:
-            entry: the file without which it is no such folder; whole buckets are not listed to find that out.
+            entry: the file without which it is no such folder; looked for first, so that no whole bucket is listed.
 
         Raises:
-            InvalidInput: there is no such folder, or not that file in it.
-            StoreError: the store did not answer, or will not.
+            InvalidInput: there is no such folder, or it lacks `entry`.
+            StoreError: the store fails or refuses.
         """
-        path = f"{self._root}/{entry}"
-        self._ask("find", entry, lambda: self._fresh().info(path))
-        found = self._ask("list", "", lambda: self._fresh().find(self._root, detail=True))
-        files = {str(name)[len(self._root) + 1 :]: state for name, state in found.items()}
+        with self._model_errors():
+            if self._store.stat(entry) is None:
+                reason = f"{self.what} {self.uri!r} is no model: there is no {self._store.url(entry)}"
+                raise InvalidInput(reason, fix="check the address; upload the folder that `save_pretrained` wrote")
+            found = self._store.stat_all()
         return {
-            name: RemoteFile(int(state.get("size") or 0), _tag(state))
-            for name, state in sorted(files.items())
-            if state.get("type") != "directory" and not _is_outside(name)
+            name: RemoteFile(state.size or 0, state.content_tag or state.time_tag)
+            for name, state in found.items()
+            if not _is_outside(name)
         }
 
     def fetch(self, files: Mapping[str, RemoteFile], folder: Path, on_bytes: OnBytes) -> None:
-        """Bring files into `folder`, some at a time; those that are there already, whole, are left alone.
+        """Fetch files into `folder`, several at a time; those that are there whole already are left alone.
 
         A file has its name only when all of it is on the disk.
 
         Raises:
             InvalidInput: a file is no longer there, or not as long as the listing says.
-            StoreRefused: there is no room for them, or the store says no.
-            StoreUnavailable: the store did not answer as it should.
+            StoreRefused: the local disk has no room, or the store refuses.
+            StoreUnavailable: transient errors lasted too long.
         """
         here = {name for name, file in files.items() if _size(folder / name) == file.size}
         left = sorted(files.keys() - here, key=lambda name: -files[name].size)
         progress = _Progress(sum(file.size for file in files.values()), on_bytes)
         progress.add("", sum(files[name].size for name in here))
         self._require_room(folder, sum(files[name].size for name in left))
-        pool = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="model")
+        pool = ThreadPoolExecutor(_CONCURRENT_FILES, thread_name_prefix="model")
         try:
             for _ in pool.map(lambda name: self._fetch_one(name, files[name], folder / name, progress), left):
                 pass
         finally:
-            progress.stop()  # after an error or Ctrl-C, gigabytes that are still coming are not waited for
+            progress.stop()  # after an error or Ctrl-C, do not wait for gigabytes that are still coming
             pool.shutdown(cancel_futures=True)
 
     def _fetch_one(self, name: str, file: RemoteFile, target: Path, progress: _Progress) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
-
-        def get() -> None:
-            progress.forget(name)
-            self._fs.get_file(f"{self._root}/{name}", str(part), callback=_Counted(name, progress))
-            if _size(part) != file.size:
-                raise OSError(errno.EAGAIN, f"{_size(part)} bytes came of {file.size}")
-
-        self._ask("fetch", name, get)
+        with self._model_errors(name):
+            self._store.download(name, part, size=file.size, callback=_Counted(name, progress))
         with part.open("rb") as written:
-            os.fsync(written.fileno())  # what has its name must be whole also after the power went
+            os.fsync(written.fileno())  # a file that has its name must be whole also after a power cut
         part.replace(target)
 
     def _require_room(self, folder: Path, needed: int) -> None:
@@ -126,49 +114,25 @@ class RemoteFolder:
             reason = f"no room for {self.what} {self.uri!r}: {_gigabytes(needed)} to fetch, {_gigabytes(free)} free"
             raise StoreRefused(f"{reason} on the disk of {folder}", fix=_OTHER_DISK)
 
-    def _fresh(self) -> Any:
-        self._fs.invalidate_cache()
-        return self._fs
-
-    def _ask(self, verb: str, name: str, operation: Callable[[], T]) -> T:
+    @contextmanager
+    def _model_errors(self, name: str = "") -> Iterator[None]:
+        """Store errors as what they mean for a model: an incomplete folder, a full local disk, a fetch to repeat."""
         try:
-            return ask(
-                operation,
-                patience_s=self._patience_s,
-                is_passing=lambda error: meaning_of(error, on_disk=False) == "passing",
-                said=lambda error: self._said(error, verb, name),
-            )
-        except Exception as error:
-            meaning = meaning_of(error, on_disk=False)
-            if meaning == "bug":
-                raise
-            # `from None`: the store's own error may carry a signed request, which a traceback would print
-            raise self._named(error, verb, name, meaning) from None
-
-    def _said(self, error: BaseException, verb: str, name: str) -> str:
-        text = " ".join(str(error).split()).rstrip(".")
-        return (
-            f"cannot {verb} {f'{self.uri}/{name}'.rstrip('/')}: {type(error).__name__}: {struck(text, self._secrets)}"
-        )
-
-    def _named(self, error: Exception, verb: str, name: str, meaning: str) -> InvalidInput | StoreError:
-        if meaning == "missing" and verb == "find":
-            reason = f"{self.what} {self.uri!r} is no model: there is no {self.uri}/{name}"
-            return InvalidInput(reason, fix="check the address; upload the folder that `save_pretrained` wrote")
-        if meaning == "missing":
+            yield
+        except StoreObjectMissing:
             reason = f"{self.what} {self.uri!r} is not whole: {name} is listed, but is not there"
-            return InvalidInput(reason, fix="upload the folder again")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreRefused(f"no room left while {self.uri}/{name} was fetched", fix=_OTHER_DISK)
-        if meaning == "passing":
-            fix = "check that the store can be reached and is well, then try again: what has come whole is kept"
-            return StoreUnavailable(self._said(error, verb, name), fix=fix)
-        fix = fix_for(error, meaning="refused", writing=False).replace("the catalog's", f"the {self.what}'s")
-        return StoreRefused(self._said(error, verb, name), fix=fix)
+            raise InvalidInput(reason, fix="upload the folder again") from None
+        except StoreUnavailable as error:
+            fix = "check that the store can be reached and is well, then try again: complete files are kept"
+            raise StoreUnavailable(error.message, fix=fix) from None
+        except StoreRefused as error:
+            if error.reason in _NO_SPACE_REASONS:
+                raise StoreRefused(f"no room left while {self._store.url(name)} was fetched", fix=_OTHER_DISK) from None
+            raise
 
 
 def listing_key(files: Mapping[str, RemoteFile], names: Iterable[str]) -> str | None:
-    """A word that stays the same while the listing of these files does; None: the store has no tags to go by."""
+    """A digest of the listing of these files; None: the store has no tags that would make it reliable."""
     chosen = [(name, files[name].size, files[name].tag) for name in sorted(names)]
     if any(tag is None for *_, tag in chosen):
         return None
@@ -182,7 +146,7 @@ _OTHER_DISK = (
 
 
 class _Progress:
-    """Bytes of files under way, told as one number, from several threads."""
+    """The bytes of several files in progress as one number, counted from several threads."""
 
     def __init__(self, total: int, on_bytes: OnBytes) -> None:
         self._total, self._on_bytes = total, on_bytes
@@ -190,9 +154,9 @@ class _Progress:
         self._stopped = False
 
     def add(self, name: str, count: int) -> None:
-        """Raises StoreError, in the thread that fetches, once `stop` was called."""
+        """Raises StoreError in the fetching thread once `stop` was called."""
         if self._stopped:
-            raise StoreError("stopped while it was fetched", fix="try again: what has come whole is kept")
+            raise StoreError("stopped while it was fetched", fix="try again: complete files are kept")
         self._done[name] = self._done.get(name, 0) + count
         self._on_bytes(min(self._total, sum(tuple(self._done.values()))), self._total)
 
@@ -208,6 +172,9 @@ class _Counted(Callback):
         super().__init__()
         self._name, self._progress = name, progress
 
+    def set_size(self, size: int) -> None:  # called at the start of every try
+        self._progress.forget(self._name)
+
     def relative_update(self, inc: int = 1) -> None:
         self._progress.add(self._name, inc)
 
@@ -215,14 +182,6 @@ class _Counted(Callback):
 def _is_outside(name: str) -> bool:
     """Whether a path is hidden, or leads out of its folder: keys of object stores may be `../x` or `//x`."""
     return any(not part or part.startswith(".") for part in name.split("/"))
-
-
-def _tag(state: Mapping[str, Any]) -> str | None:
-    for names in (_CONTENT_TAGS, _TIME_TAGS):
-        found = next((str(state[name]) for name in names if state.get(name)), None)
-        if found is not None and not found.startswith("W/"):  # a weak ETag may stay while bytes change
-            return found.strip('"')
-    return None
 
 
 def _size(path: Path) -> int | None:

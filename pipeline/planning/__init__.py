@@ -1,1 +1,1 @@
-"""What a run does: fingerprints, the plan, its shards, and what they cost. Nothing is started here."""
+"""Prepare and plan a run: models, fingerprints, shards and costs."""

@@ -1,31 +1,29 @@
-"""What determines a residual, and what determines a rendering, each as one digest. Pure."""
+"""Digests of everything that determines a concept's residual, and its renderings. Pure functions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..catalog.commit_record import Fingerprints
 from ..manifest.row import ManifestRow
-
-if TYPE_CHECKING:  # importing it loads torch, which comparing digests does not need
-    from ..spec.run_spec import RunSpec
+from ..spec.run_spec import RunSpec
 
 METHOD_VERSION = 2
-"""Raised whenever a change to the code changes results for unchanged inputs; every concept is then done again."""
+"""Incremented whenever a change to the code changes results for unchanged inputs; all concepts are then done again."""
 
 
 class Fingerprinter:
-    """Digests everything that a concept's residual and renderings depend on, and nothing else, for any number of rows.
+    """Digests everything that the residual and the renderings of a concept depend on, and nothing else.
 
-    Where images, models and catalogs are stored, the row's place in the manifest, its metadata and the settings that
-    only change speed are left out. What all rows have in common is written out once: a million rows are to be planned.
+    Not digested: where images, models and catalogs are stored, the row's index in the manifest, its metadata, and the
+    settings that only affect speed. What rows have in common is serialized once, because a manifest may have a million.
 
     Args:
         base_revision: the revision of the base model's weights.
-        scorer_revision: the revision of the scorer's, or None without one.
+        scorer_revision: the revision of the scorer's weights, or None without a scorer.
     """
 
     def __init__(self, spec: RunSpec, base_revision: str, scorer_revision: str | None) -> None:
@@ -45,7 +43,7 @@ class Fingerprinter:
         )
 
     def __call__(self, row: ManifestRow, digests: tuple[str, ...]) -> Fingerprints:
-        """A row's fingerprints; `digests`: `digest_references(row, …)`, images in order."""
+        """The fingerprints of a row; `digests`: those of its reference images, from `digest_references`."""
         concept_id, macro_class = _canonical(row.concept_id), _canonical(row.macro_class)
         seed = row.seed_for(self._seed)
         training = _digest(self._training % (concept_id, macro_class, _canonical_texts(digests), seed))
@@ -55,12 +53,12 @@ class Fingerprinter:
 def fingerprint(
     row: ManifestRow, digests: tuple[str, ...], spec: RunSpec, base_revision: str, scorer_revision: str | None
 ) -> Fingerprints:
-    """One row's fingerprints, as `Fingerprinter` makes them."""
+    """The fingerprints of one row; arguments as for `Fingerprinter`."""
     return Fingerprinter(spec, base_revision, scorer_revision)(row, digests)
 
 
 def digest_of(value: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits over canonical JSON; equal for equal values, whatever the order of their keys.
+    """32 hexadecimal digits of the sha256 of canonical JSON; the order of keys does not matter.
 
     Raises:
         ValueError: a number is not finite.
@@ -74,14 +72,14 @@ def _digest(text: str) -> str:
 
 
 def _template(varying: tuple[str, ...], **constant: Any) -> str:
-    """The canonical JSON of an object, with `%s` for each varying member, in their sorted order."""
+    """The canonical JSON of an object, with `%s` for the value of each varying member; members are sorted by name."""
     members = {name: _canonical(value).replace("%", "%%") for name, value in constant.items()}
     members |= dict.fromkeys(varying, "%s")
     return "{" + ",".join(f'"{name}":{members[name]}' for name in sorted(members)) + "}"
 
 
 def _canonical_texts(texts: tuple[str, ...]) -> str:
-    return f"[{','.join(map(_canonical, texts))}]"  # what `_canonical` itself takes twice as long for
+    return f"[{','.join(map(_canonical, texts))}]"  # `_canonical(texts)` in half the time
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode

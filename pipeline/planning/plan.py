@@ -1,7 +1,7 @@
-"""What a run has to do, and in which portions. Pure functions over plain values.
+"""Plan a run: which concepts to train, which to render, which are current, and the shards of work. Pure functions.
 
-A concept is current only if the catalog holds it under the fingerprints it has now. A changed prompt changes the
-rendering fingerprint alone, so the concept is rendered again from the residual it already has.
+A concept is current if the catalog holds it under both of its fingerprints. A changed prompt changes the rendering
+fingerprint alone, so the concept is rendered again from its committed residual.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from itertools import islice
 
 from ...core.errors import ConceptFailure
 from ..catalog.commit_record import CommittedConcept, Fingerprints, ShardKind
-from ..catalog.committed import places_of_each
+from ..catalog.committed import get_many_without_scores
 from ..manifest.row import ManifestRow
 
-SHARDS_A_WORKER = 3
-"""At least so many, where there is work enough: a worker that ends early then takes a share of what is left."""
+MIN_SHARDS_PER_WORKER = 3
+"""Shards are made small enough for this, so that a worker that finishes early can take over some of the rest."""
 
-
-_CONCEPTS_AT_A_TIME = 4096
+_LOOKUP_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedConcept:
-    """A manifest row and what it would be done with.
+    """A manifest row with its fingerprints.
 
-    `committed` is what the catalog holds of it, without scores; None if it holds nothing. For a concept that only needs
-    rendering it says where the residual is; for one to train, where one trained otherwise is, to start warm from.
+    Attributes:
+        committed: the concept as the catalog holds it, without scores, or None. For a concept to render, it locates the
+            residual; for one to train, the residual of other inputs, for a warm start.
     """
 
     row: ManifestRow
@@ -45,8 +45,8 @@ class PlannedConcept:
 class RunPlan:
     """Every row of a manifest, in exactly one of `train`, `render_only`, `current` and `failures`.
 
-    `current` are ids alone, for a manifest may have a million such rows. `removed` names concepts that the catalog
-    holds and the manifest no longer lists; nothing is done to them.
+    `current` holds only ids, because a manifest may have a million such rows. `removed` lists concepts of the catalog
+    that are no longer in the manifest; they are left as they are.
     """
 
     train: tuple[PlannedConcept, ...]
@@ -57,7 +57,7 @@ class RunPlan:
 
     @property
     def rows(self) -> int:
-        """How many manifest rows this plan accounts for."""
+        """The number of manifest rows in this plan."""
         return len(self.train) + len(self.render_only) + len(self.current) + len(self.failures)
 
     @property
@@ -67,7 +67,7 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of scheduling and commit. `shard_id` is a digest of its own contents, never a position."""
+    """The unit of scheduling and commit. `shard_id` is a digest of the contents, independent of position."""
 
     shard_id: str
     kind: ShardKind
@@ -79,7 +79,7 @@ class Shard:
 
     @classmethod
     def of(cls, kind: ShardKind, concepts: Sequence[PlannedConcept]) -> Shard:
-        """Name a shard after what it holds: the kind, the concepts and their fingerprints, in any order."""
+        """Make a shard; its id is a digest of the kind, the concept ids and the fingerprints, whatever their order."""
         digest = hashlib.sha256(kind.encode())
         for concept in sorted(concepts, key=lambda concept: concept.concept_id):
             fingerprints = concept.fingerprints
@@ -94,20 +94,20 @@ def plan_run(
     *,
     current: Iterable[str] = (),
 ) -> RunPlan:
-    """Sort a manifest's concepts into those to train, those to render again, and those with nothing to do.
+    """Sort a manifest's concepts into those to train, those to render again, and current ones.
 
     Args:
         planned: the rows that could be fingerprinted, in the manifest's order, which the plan keeps.
-        failures: the rows that could not, one failure each.
-        committed: what the catalog holds.
-        current: the ids of rows that are already known to be current, and not in `planned`.
+        failures: one for each row that could not.
+        committed: the concepts in the catalog, by id.
+        current: ids of rows that are known to be current and are not in `planned`.
 
     Raises:
-        ValueError: a concept is given twice.
+        ValueError: two rows have the same concept id.
     """
     failures, known_current = tuple(failures), tuple(current)
     train, render_only, found_current = [], [], []
-    for concept, held in _with_what_is_held(planned, committed):
+    for concept, held in _with_committed(planned, committed):
         if held is None or held.training_fingerprint != concept.fingerprints.training:
             train.append(PlannedConcept(concept.row, concept.fingerprints, held))
         elif held.rendering_fingerprint != concept.fingerprints.rendering:
@@ -115,20 +115,21 @@ def plan_run(
         else:
             found_current.append(concept.concept_id)
     plan = RunPlan(tuple(train), tuple(render_only), (*known_current, *found_current), (), failures)
-    return replace(plan, removed=tuple(sorted(committed.keys() - _different_ids(plan))))
+    return replace(plan, removed=tuple(sorted(committed.keys() - _unique_ids(plan))))
 
 
-def _with_what_is_held(
+def _with_committed(
     planned: Iterable[PlannedConcept], committed: Mapping[str, CommittedConcept]
 ) -> Iterator[tuple[PlannedConcept, CommittedConcept | None]]:
+    """Each concept with its committed state, or None; looked up in batches."""
     remaining = iter(planned)
-    while portion := list(islice(remaining, _CONCEPTS_AT_A_TIME)):
-        held = places_of_each(committed, [concept.concept_id for concept in portion])
-        yield from zip(portion, held, strict=True)
+    while batch := list(islice(remaining, _LOOKUP_BATCH)):
+        held = get_many_without_scores(committed, [concept.concept_id for concept in batch])
+        yield from zip(batch, held, strict=True)
 
 
-def _different_ids(plan: RunPlan) -> set[str]:
-    """The ids of all rows; raises ValueError where two rows share one."""
+def _unique_ids(plan: RunPlan) -> set[str]:
+    """The ids of all rows; raises ValueError if two rows have the same."""
     ids = {concept.concept_id for concept in (*plan.train, *plan.render_only)}
     ids.update(plan.current, (failure.concept_id for failure in plan.failures))
     if len(ids) != plan.rows:
@@ -140,23 +141,23 @@ def _different_ids(plan: RunPlan) -> set[str]:
 
 
 def make_shards(plan: RunPlan, size: int, *, workers: int = 1, pack_size: int = 1) -> list[Shard]:
-    """Cut a plan's work into shards of at most `size` concepts, those to train first: they take longest.
+    """Cut a plan's work into shards of at most `size` concepts, those to train first, because they take longest.
 
-    Packs are to be full, so a shard is a multiple of `pack_size` where `size` allows. Where there is little work for
-    several workers, shards are smaller, but never less than a pack, so that no worker waits long for another's last.
+    To fill packs, a shard's size is a multiple of `pack_size` if `size` allows. If the work is small for the number of
+    workers, shards are smaller, down to one pack, so that workers finish at about the same time.
 
     Args:
-        workers: how many will share the work.
-        pack_size: how many concepts are trained together.
+        workers: the number of workers that share the work.
+        pack_size: the number of concepts trained together.
 
     Raises:
         ValueError: `size`, `workers` or `pack_size` is below 1.
     """
     for name, number in (("size", size), ("workers", workers), ("pack_size", pack_size)):
         if number < 1:
-            raise ValueError(f"{name} of a shard is at least 1, not {number}")
+            raise ValueError(f"{name} must be at least 1, not {number}")
     if workers > 1:
-        size = min(size, max(pack_size, (len(plan.train) + len(plan.render_only)) // (workers * SHARDS_A_WORKER)))
+        size = min(size, max(pack_size, (len(plan.train) + len(plan.render_only)) // (workers * MIN_SHARDS_PER_WORKER)))
     size -= size % pack_size if size > pack_size else 0
     return [*_cut("train", plan.train, size), *_cut("render", plan.render_only, size)]
 
@@ -166,10 +167,10 @@ def _cut(kind: ShardKind, concepts: tuple[PlannedConcept, ...], size: int) -> li
 
 
 def split_shard(shard: Shard) -> tuple[Shard, Shard]:
-    """Halve a shard that keeps failing, to find the concept that is to blame.
+    """Halve a shard that keeps failing, to isolate the concept that causes it.
 
     Raises:
-        ValueError: the shard holds a single concept: that is the one to quarantine.
+        ValueError: the shard holds a single concept.
     """
     if len(shard.concepts) < 2:
         raise ValueError(f"shard {shard.shard_id} holds {len(shard.concepts)} concept and cannot be split")

@@ -1,9 +1,8 @@
-"""From a manifest's address to a plan: everything a run does before it needs a GPU or a Ray.
+"""Prepare a run: from a manifest's URI to a plan, without a GPU and without Ray.
 
-A manifest may have a million rows of which a hundred need work. So it is read some thousand rows at a time, each row
-digested, fingerprinted and compared with the catalog. Those that are current are kept as their ids and 32 bytes of
-fingerprints, only the others as objects. What would refuse the manifest as a whole is looked for first, before
-anything is fetched.
+A manifest may have a million rows of which a hundred need work. It is therefore read in batches of rows, which are
+digested, fingerprinted and compared with the catalog. Current rows are kept as ids and 32 bytes of fingerprints, only
+the others as objects. Problems that make the whole manifest unusable are reported before any image is fetched.
 """
 
 from __future__ import annotations
@@ -16,40 +15,39 @@ from itertools import islice
 from typing import Any
 
 from ...core.errors import ConceptFailure, InvalidInput, ManifestInvalid
+from ...core.plural import plural
 from ..catalog.commit_record import Fingerprints
 from ..catalog.committed import CommittedConcepts
-from ..manifest.prompt_lengths import PromptLengths
+from ..manifest.prompt_lengths import PromptLengthChecker
 from ..manifest.row import ManifestRow
-from ..manifest.scan import ManifestScan, concept_failures, sound_row_count
+from ..manifest.scan import ManifestScan, concept_failures, row_count_if_valid
 from ..models.folder import ResolvedModel
-from ..references.images import ReferenceDigests
+from ..models.resolve import resolve_model
+from ..references.images import OnProgress, ReferenceDigests
 from ..spec.run_spec import RunSpec
 from .fingerprint import Fingerprinter
 from .plan import PlannedConcept, RunPlan, plan_run
-from .run_models import check_spec_fits, find_base_model, resolve_scorer
+from .run_models import check_spec_fits_model, resolve_scorer
 
-OnCount = Callable[[int, int], None]
-"""Called with (done, of how many)."""
+MAX_CURRENT_ROWS = 10_000
+"""The first current rows are kept as objects too, because a report shows the references of current concepts."""
 
-CURRENT_ROWS_KEPT = 10_000
-"""So many current rows are kept as objects all the same: a report shows the references of concepts it did not touch."""
+MAX_CURRENT_BYTES = 256 * 2**20
+"""The most bytes of embedded images that those rows may hold."""
 
-CURRENT_BYTES_KEPT = 256 * 2**20
-"""Of images inside the manifest, those rows may hold so many bytes."""
-
-_ROWS_AT_A_TIME = 4096
-_COUNTS_SHOWN = 1000
+_BATCH_ROWS = 4096
+_PROGRESS_CALLS = 1000
 
 
 @dataclass(slots=True)
 class CurrentRows:
-    """Rows that a catalog was seen to hold already: ids, and in the same order 32 bytes of fingerprints each."""
+    """Ids of rows that are current, and in the same order 32 bytes of fingerprints each."""
 
     ids: list[str] = field(default_factory=list)
     _digests: bytearray = field(default_factory=bytearray)
 
     def add(self, concept_id: str, fingerprints: Fingerprints) -> None:
-        """`fingerprints`: as `Fingerprinter` makes them."""
+        """Append a row; `fingerprints`: from `Fingerprinter`."""
         self.ids.append(concept_id)
         self._digests += bytes.fromhex(fingerprints.training + fingerprints.rendering)
 
@@ -61,8 +59,9 @@ class CurrentRows:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A manifest, read and fingerprinted. Every row is in `planned`, in `current` or in `failures`; the first rows that
-    are current are in `planned` too, and only there.
+    """A manifest, read and fingerprinted.
+
+    Each row is in exactly one of `planned`, `current` and `failures`; the first current rows are in `planned`.
     """
 
     planned: tuple[PlannedConcept, ...]
@@ -71,26 +70,26 @@ class PreparedRun:
     warnings: tuple[str, ...]
     base: ResolvedModel
     scorer: ResolvedModel | None
-    _source: _Source
-    _seen: Callable[[], CommittedConcepts | None]  # what `current` was found in, for as long as somebody has it
+    _reader: _RowReader
+    _compared_with: Callable[[], CommittedConcepts | None]  # what `current` was found in, if it still exists
 
     def plan(self, committed: CommittedConcepts) -> RunPlan:
-        """Sort the concepts into work and no work, given what the catalog holds now.
+        """Plan the run, given what the catalog holds now.
 
         Raises:
-            InvalidInput: a row that is no longer current is no longer in the manifest either.
+            InvalidInput: the manifest has changed: rows that must be read again are no longer in it.
         """
-        stale: set[str] = set()
-        if self._seen() is not committed:
-            stale = {concept_id for concept_id, prints in self.current if not committed.holds(concept_id, prints)}
-        if not stale:
+        changed_ids: set[str] = set()
+        if self._compared_with() is not committed:
+            changed_ids = {concept_id for concept_id, prints in self.current if not committed.holds(concept_id, prints)}
+        if not changed_ids:
             return plan_run(self.planned, self.failures, committed, current=self.current.ids)
-        # Another run has changed the catalog since, so there are rows to do that were not kept. They are read again.
-        again = self._source.read(only=stale)
+        # Another run has changed the catalog, so rows that were not kept need work. Read them again.
+        again = self._reader.read(only=changed_ids)
         found = [*(concept.concept_id for concept in again.planned), *(one.concept_id for one in again.failures)]
-        if len(found) != len(stale):
+        if len(found) != len(changed_ids):
             raise InvalidInput("the manifest has changed while the run was prepared", fix="submit again")
-        current = [concept_id for concept_id in self.current.ids if concept_id not in stale]
+        current = [concept_id for concept_id in self.current.ids if concept_id not in changed_ids]
         planned = sorted((*self.planned, *again.planned), key=lambda concept: concept.row.row)
         return plan_run(planned, (*self.failures, *again.failures), committed, current=current)
 
@@ -100,53 +99,53 @@ def prepare_run(
     spec: RunSpec,
     committed: CommittedConcepts | None = None,
     *,
-    on_digest: OnCount = lambda done, total: None,
+    on_digest: OnProgress = lambda done, total: None,
 ) -> PreparedRun:
     """Read the manifest, find the models, and digest every concept's references.
 
     Args:
-        committed: what the catalog is known to hold: rows that are current by it need little memory. None keeps all.
-        on_digest: called with the rows whose references have been digested, and how many there are.
+        committed: the concepts in the catalog; rows that are current take little memory. None: all rows are kept.
+        on_digest: called with (rows whose references are digested, rows in all).
 
     Raises:
-        ManifestInvalid: a fault that leaves no concept of the manifest to be trusted, with all problems.
+        ManifestInvalid: a problem makes the whole manifest unusable; the error lists all problems.
         InvalidInput: a model cannot be found.
         StoreError: a model's store cannot be reached.
     """
-    rows = sound_row_count(manifest_uri)
+    rows = row_count_if_valid(manifest_uri)
     if rows is None:
         scan = ManifestScan(manifest_uri, default_prompts=spec.prompts)
         rows = sum(1 for _ in scan)
         if scan.manifest_problems:
-            raise _refused(manifest_uri, scan)
-    base, scorer = find_base_model(spec, weights=False), resolve_scorer(spec, weights=False)
-    source = _Source(manifest_uri, spec, base, scorer)
+            raise _manifest_invalid(manifest_uri, scan)
+    base, scorer = resolve_model(spec.base_model, spec.revision, weights=False), resolve_scorer(spec, weights=False)
+    reader = _RowReader(manifest_uri, spec, base, scorer)
     if not committed:
-        source.check_spec()  # before references are fetched: there is work to be done with this spec
-    step = 1 + rows // _COUNTS_SHOWN
-    found = source.read(
+        reader.check_spec()  # before references are fetched
+    step = 1 + rows // _PROGRESS_CALLS
+    found = reader.read(
         committed=committed, on_count=lambda done: on_digest(done, rows) if done % step == 0 or done == rows else None
     )
     planned, failures = tuple(found.planned), tuple(found.failures)
     return PreparedRun(
-        planned, found.current, failures, tuple(found.warnings), base, scorer, source, _reference(committed)
+        planned, found.current, failures, tuple(found.warnings), base, scorer, reader, _weak_reference(committed)
     )
 
 
-def _reference(committed: CommittedConcepts | None) -> Callable[[], CommittedConcepts | None]:
+def _weak_reference(committed: CommittedConcepts | None) -> Callable[[], CommittedConcepts | None]:
     return (lambda: None) if committed is None else weakref.ref(committed)
 
 
 def tokenizer_of(base: ResolvedModel) -> Any:
-    """The base model's tokenizer alone, which measures prompts."""
+    """Load the base model's tokenizer alone, to check the lengths of prompts."""
     from ...core.base_model import load_tokenizer  # transformers takes seconds to import
 
     return load_tokenizer(base.path)
 
 
 @dataclass(slots=True)
-class _Found:
-    """What has been made of the rows of a manifest so far."""
+class _RowOutcomes:
+    """The rows of a manifest, fingerprinted and compared with the catalog."""
 
     planned: list[PlannedConcept] = field(default_factory=list)
     current: CurrentRows = field(default_factory=CurrentRows)
@@ -156,12 +155,12 @@ class _Found:
     kept_bytes: int = 0
 
     def add_if_current(self, row: ManifestRow, fingerprints: Fingerprints, committed: CommittedConcepts | None) -> bool:
-        """Keep a row that the catalog holds under these fingerprints; whether it does."""
+        """Add a row if the catalog holds it under these fingerprints; returns whether it does."""
         if committed is None or not committed.holds(row.concept_id, fingerprints):
             return False
         self.kept_rows += 1
         self.kept_bytes += sum(len(source.data or b"") for source in row.reference_images)
-        if self.kept_rows > CURRENT_ROWS_KEPT or self.kept_bytes > CURRENT_BYTES_KEPT:
+        if self.kept_rows > MAX_CURRENT_ROWS or self.kept_bytes > MAX_CURRENT_BYTES:
             self.current.add(row.concept_id, fingerprints)
         else:
             self.planned.append(PlannedConcept(row, fingerprints))
@@ -169,8 +168,8 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where the rows of a run come from, and what is needed to fingerprint them."""
+class _RowReader:
+    """Reads and fingerprints the rows of a manifest."""
 
     manifest_uri: str
     spec: RunSpec
@@ -178,15 +177,15 @@ class _Source:
     scorer: ResolvedModel | None
 
     def check_spec(self) -> None:
-        """Raise InvalidInput if the run spec does not fit the base model; compared once."""
-        _ = self._prompt_lengths
+        """Raise InvalidInput if the run spec does not suit the base model. Checked once."""
+        _ = self._prompt_length_checker
 
     @cached_property
-    def _prompt_lengths(self) -> PromptLengths:
-        """What measures prompts. Loads torch and transformers, so only rows that need work ask for it."""
-        check_spec_fits(self.spec, self.base.path, has_weights=self.base.has_weights)
+    def _prompt_length_checker(self) -> PromptLengthChecker:
+        """Made when the first row needs work, because it loads torch and transformers."""
+        check_spec_fits_model(self.spec, self.base.path, has_weights=self.base.has_weights)
         training = self.spec.training
-        return PromptLengths(tokenizer_of(self.base), training.identifier_token, training.prompt)
+        return PromptLengthChecker(tokenizer_of(self.base), training.identifier_token, training.prompt)
 
     def read(
         self,
@@ -194,18 +193,18 @@ class _Source:
         committed: CommittedConcepts | None = None,
         only: Collection[str] | None = None,
         on_count: Callable[[int], None] = lambda done: None,
-    ) -> _Found:
-        """Fingerprint every row of the manifest, or `only` some.
+    ) -> _RowOutcomes:
+        """Fingerprint all rows of the manifest, or `only` those with these ids.
 
         Raises:
-            ManifestInvalid: the manifest as a whole is at fault, though it was not a moment ago.
+            ManifestInvalid: the whole manifest is unusable; it has changed since it was first checked.
         """
         fingerprinter = Fingerprinter(self.spec, self.base.revision, self.scorer.revision if self.scorer else None)
         scan = ManifestScan(self.manifest_uri, default_prompts=self.spec.prompts)
-        wanted = (row for row, is_sound in scan if is_sound and (only is None or row.concept_id in only))
-        found, done = _Found(), 0
+        wanted = (row for row, is_valid in scan if is_valid and (only is None or row.concept_id in only))
+        found, done = _RowOutcomes(), 0
         with ReferenceDigests(self.spec.references) as digests:
-            for rows in _portions(wanted):
+            for rows in _batches(wanted):
                 changed: list[PlannedConcept] = []
                 for row, digested in zip(rows, digests.of_rows(rows), strict=True):
                     if isinstance(digested, ConceptFailure):
@@ -215,33 +214,32 @@ class _Source:
                     on_count(done := done + 1)
                 self._add_changed(changed, found)
         if scan.manifest_problems:
-            raise _refused(self.manifest_uri, scan)
+            raise _manifest_invalid(self.manifest_uri, scan)
         found.planned.sort(key=lambda concept: concept.row.row)
         found.warnings += scan.warnings
-        faulty = concept_failures(scan.problems)
-        found.failures[:0] = [failure for failure in faulty if only is None or failure.concept_id in only]
+        invalid = concept_failures(scan.problems)
+        found.failures[:0] = [failure for failure in invalid if only is None or failure.concept_id in only]
         return found
 
-    def _add_changed(self, changed: list[PlannedConcept], found: _Found) -> None:
-        """Plan rows that are not current, but for those whose prompts the text encoder would cut off."""
+    def _add_changed(self, changed: list[PlannedConcept], found: _RowOutcomes) -> None:
+        """Plan rows that are not current, except those with prompts that the text encoder would truncate."""
         if not changed:
             return
-        too_long = concept_failures(self._prompt_lengths.problems(concept.row for concept in changed))
+        too_long = concept_failures(self._prompt_length_checker.check(concept.row for concept in changed))
         found.failures.extend(too_long)
         failed = {failure.concept_id for failure in too_long}
         found.planned.extend(concept for concept in changed if concept.concept_id not in failed)
 
 
-def _portions(rows: Iterator[ManifestRow]) -> Iterator[list[ManifestRow]]:
-    while portion := list(islice(rows, _ROWS_AT_A_TIME)):
-        yield portion
+def _batches(rows: Iterator[ManifestRow]) -> Iterator[list[ManifestRow]]:
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield batch
 
 
-def _refused(manifest_uri: str, scan: ManifestScan) -> ManifestInvalid:
-    count = len(scan.manifest_problems)
-    problems = "a problem" if count == 1 else f"{count} problems"
+def _manifest_invalid(manifest_uri: str, scan: ManifestScan) -> ManifestInvalid:
+    problems = plural(len(scan.manifest_problems), "problem")
     return ManifestInvalid(
         f"manifest {manifest_uri} cannot be used: {problems} with the manifest as a whole",
         tuple(scan.problems),
-        fix=f"mend what is listed above; `persres-batch validate {manifest_uri}` checks everything again",
+        fix=f"correct what is listed above; `persres-batch validate {manifest_uri}` checks everything again",
     )

@@ -1,8 +1,8 @@
-"""How fast the runs of a catalog have been: what shards took, on which device, under which settings that count.
+"""The throughput that earlier runs of a catalog measured, by device and by the settings that affect it.
 
-Every shard measures itself. Its commit record keeps that, and the summary of its run adds all of them up, for records
-disappear when they are compacted. Concepts and images are counted, and so are the pack steps and batches that they were
-done in: short packs and batches are padded, so a pack of one concept takes as long as a full one.
+Each shard measures itself; its commit record stores the measurement, and the run's summary their sums, because records
+are deleted by compaction. Besides concepts and images, pack steps and batches are counted: short packs and batches are
+padded, so a pack of one concept takes as long as a full one.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.errors import StoreError
+from ..catalog import layout
 from ..catalog.commit_record import Measured
+from ..catalog.layout import AttemptPaths, RunPaths
 from ..catalog.store import CatalogStore
+from ..spec.run_spec import RunSpec
 from .fingerprint import digest_of
 
-if TYPE_CHECKING:  # importing it loads torch, which reading a history does not need
-    from ..spec.run_spec import RunSpec
+MAX_RUNS = 20
+"""Only the newest runs are read, so that an old catalog takes few requests."""
+MAX_RECORDS = 64
+"""Of runs without a summary, because they are running or lost, the newest commit records are read."""
 
-RUNS_READ = 20
-"""A history is that of so many newest runs, so that reading it takes few requests however old a catalog is."""
-RECORDS_READ = 64
-"""Of runs that left no summary, because they are under way or died, so many commit records are looked at."""
-
-# What a step takes does not depend on these. Iterations do count where trainings end early: fewer than they say.
-_FREE_IN_TRAINING = frozenset(
+# The time of a pack step does not depend on these settings. With early stopping, `iterations` affects how many are run.
+_NO_EFFECT_ON_STEP_TIME = frozenset(
     {
         "iterations",
         "learning_rate",
@@ -42,15 +42,17 @@ _FREE_IN_TRAINING = frozenset(
         "pack_size",
     }
 )
-_FREE_IN_RENDERING = frozenset({"guidance_scale", "mask_quantile", "negative_prompt", "images_per_prompt"})
+_NO_EFFECT_ON_BATCH_TIME = frozenset({"guidance_scale", "mask_quantile", "negative_prompt", "images_per_prompt"})
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Two digests of the settings and the base model: equal where a pack step, or a batch, takes equally long.
+class ThroughputKey:
+    """Identifies measurements that can be compared: those of shards with equal keys, on one kind of device.
 
     Attributes:
-        pack_size: what the settings fix; None where it is measured on each kind of device.
+        training: a digest of the base model and the settings that affect the time of a pack step.
+        rendering: a digest of the base model and the settings that affect the time of a batch.
+        pack_size: as set in the run spec; None if it is measured for each kind of device.
     """
 
     training: str
@@ -60,30 +62,30 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """One run of a history.
+    """The measurements of one run.
 
     Attributes:
-        held_seconds: how long its workers were there, from the moment each had loaded its model, summed over them; None
-            of a run that left no summary.
-        start_seconds: from its beginning until the first worker had loaded its model, if known.
+        worker_seconds: worker time from when each worker had loaded its model, summed over workers; None for a run
+            without a summary.
+        start_seconds: from the start of the run until the first worker had loaded its model, if known.
     """
 
     run_id: str
     measured: tuple[Measured, ...]
-    held_seconds: float | None = None
+    worker_seconds: float | None = None
     start_seconds: float | None = None
 
 
-def pace_of(spec: RunSpec, base_revision: str) -> Pace:
-    """At what pace a run of this spec with this base model works, whatever the device."""
+def throughput_key(spec: RunSpec, base_revision: str) -> ThroughputKey:
+    """The key of the measurements of runs with this spec and base model."""
     training, sampling = spec.training.model_dump(mode="json"), spec.sampling.model_dump(mode="json")
     ends_early = spec.training.early_stopping is not None
-    free = _FREE_IN_TRAINING - {"iterations"} if ends_early else _FREE_IN_TRAINING
+    free = _NO_EFFECT_ON_STEP_TIME - {"iterations"} if ends_early else _NO_EFFECT_ON_STEP_TIME
     steps = {name: value for name, value in training.items() if name not in free}
-    batches = {name: value for name, value in sampling.items() if name not in _FREE_IN_RENDERING}
+    batches = {name: value for name, value in sampling.items() if name not in _NO_EFFECT_ON_BATCH_TIME}
     batches |= {"guided": spec.sampling.guidance_scale > 1, "scorer": spec.scorer}
     pack_size = None if spec.training.pack_size == "auto" else spec.training.pack_size
-    return Pace(
+    return ThroughputKey(
         digest_of({"base": base_revision, "training": steps}),
         digest_of({"base": base_revision, "sampling": batches, "scoring": spec.scoring.batch_size}),
         pack_size,
@@ -91,31 +93,30 @@ def pace_of(spec: RunSpec, base_revision: str) -> Pace:
 
 
 def pack_steps(iterations: Iterable[int], pack_size: int) -> int:
-    """Steps that a pack takes for concepts of so many iterations each: a slot that is free takes the next one."""
+    """Steps to train concepts of the given iterations in a pack whose free slots take the next concept."""
     slots = [0] * pack_size
-    for own in iterations:
-        heapq.heapreplace(slots, slots[0] + own)
+    for count in iterations:
+        heapq.heapreplace(slots, slots[0] + count)
     return max(slots)
 
 
-def batches_of(images: int, batch_size: int) -> int:
-    """Batches that so many images are rendered in, the last one padded."""
+def batch_count(images: int, batch_size: int) -> int:
+    """The number of batches that `images` are rendered in; the last one is padded."""
     return math.ceil(images / batch_size)
 
 
-def added_up(measured: Iterable[Measured]) -> tuple[Measured, ...]:
-    """One for each device, pace and pack size, in a fixed order."""
+def sum_measured(measured: Iterable[Measured]) -> tuple[Measured, ...]:
+    """The sums of measurements with the same device, settings and pack size, sorted by these."""
     sums: dict[tuple[str, str, str, int], Measured] = {}
     for one in measured:
         key = (one.device, one.training, one.rendering, one.pack_size)
-        held = sums.get(key)
-        sums[key] = one if held is None else _sum(held, one)
+        sums[key] = _add(sums[key], one) if key in sums else one
     return tuple(sums[key] for key in sorted(sums))
 
 
-def _sum(one: Measured, other: Measured) -> Measured:
-    whole = ("shards", "concepts", "iterations", "pack_steps", "images", "batches")
-    counts = {name: getattr(one, name) + getattr(other, name) for name in whole}
+def _add(one: Measured, other: Measured) -> Measured:
+    counted = ("shards", "concepts", "iterations", "pack_steps", "images", "batches")
+    counts = {name: getattr(one, name) + getattr(other, name) for name in counted}
     return replace(
         one,
         **counts,
@@ -124,54 +125,61 @@ def _sum(one: Measured, other: Measured) -> Measured:
     )
 
 
-def read_history(store: CatalogStore, *, runs: int = RUNS_READ, records: int = RECORDS_READ) -> list[MeasuredRun]:
-    """What the newest runs of a catalog measured, the newest first. Runs of earlier versions, which did not, are left
-    out. Reads at most `runs` summaries and `records` commit records, and lists two folders.
+def read_measured_runs(store: CatalogStore, *, runs: int = MAX_RUNS, records: int = MAX_RECORDS) -> list[MeasuredRun]:
+    """The measurements of a catalog's newest runs, the newest first, without runs that measured nothing.
+
+    Reads at most `runs` summaries and `records` commit records, and lists two folders.
 
     Raises:
         StoreError: the catalog cannot be read.
     """
     while True:
-        ended = {path.split("/")[1]: path for path in store.list(store.RUNS) if path.endswith("/summary.json")}
-        summaries = [ended[run_id] for run_id in sorted(ended, reverse=True)[:runs]]
-        loose = [path for path in store.list(store.COMMITS) if path.endswith(".json") and _run_of(path) not in ended]
+        ended = {
+            paths.run_id: path
+            for path in store.list(layout.RUNS)
+            if (paths := RunPaths.parse(path)) and path == paths.summary
+        }
+        summaries = [(run_id, ended[run_id]) for run_id in sorted(ended, reverse=True)[:runs]]
+        loose = [path for path in store.list(layout.COMMITS) if (run_id := _run_of(path)) and run_id not in ended]
         wanted = sorted(loose, key=_run_of, reverse=True)[:records]
         try:
-            texts = store.read_many([*summaries, *wanted])
+            texts = store.read_many([*(path for _, path in summaries), *wanted])
             break
         except StoreError:
-            if set(wanted) <= set(store.list(store.COMMITS)):
+            if set(wanted) <= set(store.list(layout.COMMITS)):
                 raise
-            # A compaction took records away meanwhile: look again.
-    found = [_of_summary(path.split("/")[1], texts[path]) for path in summaries]
+            # A compaction has deleted some of the records: list them again.
+    found = [_parse_summary(run_id, texts[path]) for run_id, path in summaries]
     by_run: dict[str, list[Measured]] = {}
     for path in wanted:
-        by_run.setdefault(_run_of(path), []).extend(_measured(_values(texts[path]).get("measured")))
-    found += [MeasuredRun(run_id, added_up(measured)) for run_id, measured in by_run.items()]
+        by_run.setdefault(_run_of(path), []).extend(_parse_measured(_parse_object(texts[path]).get("measured")))
+    found += [MeasuredRun(run_id, sum_measured(measured)) for run_id, measured in by_run.items()]
     return sorted((run for run in found if run.measured), key=lambda run: run.run_id, reverse=True)
 
 
 def _run_of(record: str) -> str:
-    return record.split("/")[1].split("_")[0]
+    """The run id of a commit record; empty for another object."""
+    paths = AttemptPaths.parse(record)
+    return paths.run_id if paths else ""
 
 
-def _of_summary(run_id: str, text: bytes) -> MeasuredRun:
-    told = _values(text)
-    measured = [one for raw in told.get("measured") or () for one in _measured(raw)]
-    cost = told.get("cost") or {}
+def _parse_summary(run_id: str, text: bytes) -> MeasuredRun:
+    summary = _parse_object(text)
+    measured = [one for raw in summary.get("measured") or () for one in _parse_measured(raw)]
+    cost = summary.get("cost") or {}
     hours = cost.get("device_hours")
-    return MeasuredRun(run_id, tuple(measured), None if hours is None else hours * 3600, told.get("start_seconds"))
+    return MeasuredRun(run_id, tuple(measured), None if hours is None else hours * 3600, summary.get("start_seconds"))
 
 
-def _measured(raw: Any) -> Sequence[Measured]:
-    """None where nothing was measured, or not as this version does: a history is only good for an estimate."""
+def _parse_measured(raw: Any) -> Sequence[Measured]:
+    """The measurement, or nothing if there is none in this version's form: it is only used for estimates."""
     try:
-        return [Measured.from_values(raw)]
+        return [Measured.from_dict(raw)]
     except TypeError:
         return []
 
 
-def _values(text: bytes) -> dict[str, Any]:
+def _parse_object(text: bytes) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError:  # a torn record

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with a manifest before a GPU is asked for."""
+"""Validate a manifest: find all problems that do not need a GPU to be found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import Problem
-from ..manifest.prompt_lengths import check_prompt_lengths
+from ..manifest.prompt_lengths import PromptLengthChecker
 from ..manifest.row import ManifestRow
 from ..manifest.scan import read_manifest
 from ..references.images import OnProgress, check_references
@@ -16,7 +16,13 @@ from ..spec.run_spec import RunSpec
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """`rows`: those without problems, of `row_count` in all. `problems`: by row. `warnings`: what is not refused."""
+    """All problems of a manifest.
+
+    Attributes:
+        rows: the rows without problems, of `row_count` in all.
+        problems: sorted by row.
+        warnings: messages about things that are accepted.
+    """
 
     rows: list[ManifestRow]
     problems: list[Problem]
@@ -31,23 +37,22 @@ class ValidationReport:
 def validate_manifest(
     uri: str | os.PathLike[str], spec: RunSpec, *, tokenizer: Any | None = None, on_progress: OnProgress | None = None
 ) -> ValidationReport:
-    """Read the manifest, open and decode every image it names, and measure its prompts.
+    """Read a manifest, fetch and decode all of its images, and check the lengths of its prompts.
 
-    A row with one problem is looked through for others, so that one pass finds all there is to mend.
+    A row with a problem is checked for others too, so that one pass finds all of them.
 
     Args:
-        tokenizer: the base model's; None leaves the length of prompts unchecked.
-        on_progress: called with (rows done, rows in all) while images are opened.
+        tokenizer: the base model's; None: lengths of prompts are not checked.
+        on_progress: called with (rows checked, rows in all) while images are decoded.
     """
-    reading = read_manifest(uri, default_prompts=spec.prompts)
-    everything = sorted([*reading.rows, *reading.faulty_rows], key=lambda row: row.row)
-    images = check_references(everything, spec.references, on_progress=on_progress)
-    problems = [*reading.problems, *images.problems]
+    manifest = read_manifest(uri, default_prompts=spec.prompts)
+    all_rows = sorted([*manifest.rows, *manifest.invalid_rows], key=lambda row: row.row)
+    images = check_references(all_rows, spec.references, on_progress=on_progress)
+    problems = [*manifest.problems, *images.problems]
     if tokenizer is not None:
-        problems += check_prompt_lengths(
-            everything, tokenizer, spec.training.identifier_token, training_prompt=spec.training.prompt
-        )
+        checker = PromptLengthChecker(tokenizer, spec.training.identifier_token, spec.training.prompt)
+        problems += checker.check(all_rows)
     problems.sort(key=lambda problem: -1 if problem.row is None else problem.row)
-    faulty = {problem.row for problem in problems}
-    rows = [row for row in reading.rows if row.row not in faulty]
-    return ValidationReport(rows, problems, [*reading.warnings, *images.warnings], reading.row_count)
+    invalid = {problem.row for problem in problems}
+    rows = [row for row in manifest.rows if row.row not in invalid]
+    return ValidationReport(rows, problems, [*manifest.warnings, *images.warnings], manifest.row_count)

@@ -1,24 +1,26 @@
-"""What a run leaves in its folder of the catalog: spec and plan at its start, failures, report, summary at its end."""
+"""The documents of a run in its catalog: spec and plan at its start; failures, report and summary at its end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ...core.errors import ConceptFailure
 from ..catalog.index import read_records
+from ..catalog.layout import RunPaths
 from ..catalog.store import CatalogStore
 from ..planning.plan import RunPlan
 from ..spec.run_spec import RunSpec
-from .report import build_report
 from .summary import RunSummary
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDocuments:
     """The documents of one run."""
 
     store: CatalogStore
@@ -27,12 +29,12 @@ class RunFolder:
     def write_plan(
         self, manifest_uri: str, spec: RunSpec, plan: RunPlan, *, prune: bool, job: str | None = None
     ) -> None:
-        """Leave what is about to be done, where `status` finds it.
+        """Write the run spec and the plan, with which the run has begun for `status`.
 
         Args:
             manifest_uri: without credentials.
-            prune: whether what the manifest no longer lists is removed at the end.
-            job: the submission id of a run that is a cluster's job.
+            prune: whether concepts that the manifest no longer lists are removed at the end.
+            job: the submission id, if the run is the job of a cluster.
         """
         content = {
             "run_id": self.run_id,
@@ -45,8 +47,8 @@ class RunFolder:
             "failed": [failure.concept_id for failure in plan.failures],
             **({"job": job} if job else {}),
         }
-        self._write("spec.yaml", spec.to_yaml().encode())
-        self._write("plan.json", _json(content))
+        self.store.write(RunPaths(self.run_id).spec, spec.to_yaml().encode())
+        self.store.write(RunPaths(self.run_id).plan, _json(content))
 
     def write_end(
         self,
@@ -54,34 +56,38 @@ class RunFolder:
         incidents: Sequence[str],
         references: Callable[[str], Sequence[np.ndarray]],
     ) -> str:
-        """Leave how the run ended, the summary last; returns where the report lies.
+        """Write failures, report and, last, the summary, with which the run has ended. Returns the report's URI.
 
         Args:
-            references: a concept's pictures, for the report.
+            references: loads a concept's reference images for the report, H x W x 3 uint8.
         """
+        from .report import build_report  # here, because only the end of a run needs jinja2 and PIL
+
         self._write_failures(summary.failed, incidents, None)
         page = build_report(self.store, summary=summary, failures=summary.failed, references=references)
-        self._write("report.html", page.encode())
-        self._write("summary.json", summary.to_json())
-        return self.store.url(self.store.run_file(self.run_id, "report.html"))
+        self.store.write(RunPaths(self.run_id).report, page.encode())
+        self.store.write(RunPaths(self.run_id).summary, summary.to_json())
+        return self.store.url(RunPaths(self.run_id).report)
 
     def write_abort(self, planned: Sequence[ConceptFailure], incidents: Sequence[str], ended_by: str) -> None:
-        """Leave what is known of a run that did not come to its end, and why.
+        """Write the failures so far of a run that was stopped or failed.
 
         Args:
-            planned: the failures of rows that could not be planned; those that workers found are in their records.
+            planned: the failures of rows that could not be planned; the workers' are read from the commit records.
+            ended_by: why the run stopped or failed.
         """
-        told = [failure for record in read_records(self.store, self.run_id) for failure in record.failures]
-        self._write_failures((*planned, *told), incidents, ended_by)
+        recorded = [failure for record in read_records(self.store, self.run_id) for failure in record.failures]
+        self._write_failures((*planned, *recorded), incidents, ended_by)
 
     def _write_failures(
         self, failures: Sequence[ConceptFailure], incidents: Sequence[str], ended_by: str | None
     ) -> None:
-        failed = [asdict(failure) for failure in failures]
-        self._write("failures.json", _json({"failures": failed, "incidents": list(incidents), "ended_by": ended_by}))
-
-    def _write(self, name: str, data: bytes) -> None:
-        self.store.write(self.store.run_file(self.run_id, name), data)
+        content = {
+            "failures": [asdict(failure) for failure in failures],
+            "incidents": list(incidents),
+            "ended_by": ended_by,
+        }
+        self.store.write(RunPaths(self.run_id).failures, _json(content))
 
 
 def _json(value: object) -> bytes:

@@ -1,7 +1,7 @@
-"""Turn a catalog into one HTML file that a stranger can read: no scripts, no links out, pictures inside.
+"""The report of a catalog: one HTML file without scripts or external links, with its images embedded.
 
-The page is built from committed rows and the run's failures alone and holds no time of its own, so the same catalog
-gives the same bytes. Images are WebP thumbnails: a page about two hundred concepts stays a few megabytes.
+The page depends only on committed rows and the run's failures and holds no time of its own, so the same catalog gives
+the same bytes. Images are WebP thumbnails: a page of two hundred concepts has a few megabytes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from PIL import Image
 
 from ...core.concept import PLACEHOLDER
 from ...core.errors import ConceptFailure, PersresError
+from ...core.plural import plural
 from ..catalog.commit_record import CommittedConcept, VariantScores
 from ..catalog.index import read_committed
 from ..catalog.results import read_renderings
 from ..catalog.schemas import RenderingRow
 from ..catalog.store import CatalogStore
+from .duration import format_duration
 from .summary import RunSummary
 
 THUMBNAIL_SIDE = 112
@@ -31,7 +33,7 @@ THUMBNAIL_QUALITY = 50
 REFERENCES_SHOWN = 4
 PROMPTS_SHOWN = 6
 
-_VARIANTS = {  # in the order of the page
+_VARIANTS = {  # label and meaning, in the order of the page
     "base": ("Base model", "no residual: what the model draws without having seen the concept"),
     "residual": ("Residual", "the personalized residual, applied everywhere"),
     "lag": ("Residual + LAG", "the residual only where attention finds the concept"),
@@ -42,7 +44,7 @@ ReferenceLoader = Callable[[str], Sequence[np.ndarray]]
 
 @dataclass(frozen=True, slots=True)
 class VariantLine:
-    """A variant's averages over all renderings in scope: one line of the page's score table."""
+    """A line of the score table: a variant's averages over all renderings in scope, and how many passed the gate."""
 
     label: str
     meaning: str
@@ -54,10 +56,13 @@ class VariantLine:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One rendering's thumbnail (a data URI) and scores, for the page's grid.
+    """A cell of the grid: the rendering of one prompt in one variant.
 
-    `missed` marks one below the gate, in the last variant only: the base model is not expected to know the concept.
-    `more` counts further images of the same prompt.
+    Attributes:
+        thumbnail: a data URI.
+        missed: whether an image of the prompt is below the gate. Only the last variant is judged, because the base
+            model is not expected to know the concept.
+        more: the number of further images of the prompt.
     """
 
     thumbnail: str
@@ -70,7 +75,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ConceptCard:
-    """One concept's part of the page. `rows` holds a line of cells per variant, one cell (or None) per prompt."""
+    """The card of a concept. `rows` has a label and one cell (or None) per prompt for each variant."""
 
     concept_id: str
     macro_class: str
@@ -83,7 +88,7 @@ class ConceptCard:
 
 @dataclass(frozen=True, slots=True)
 class FailureCard:
-    """One failed concept's part of the page; `kept` says that an earlier result is still in the catalog."""
+    """The card of a failed concept. `kept`: the catalog still holds an earlier result of it."""
 
     failure: ConceptFailure
     references: tuple[str, ...]
@@ -99,16 +104,16 @@ def build_report(
     concept_ids: Collection[str] | None = None,
     limit: int = 200,
 ) -> str:
-    """The report of a catalog as one self-contained HTML page.
+    """Return the report of a catalog as a self-contained HTML page.
 
     Args:
         summary: the run to report on; its failures are shown unless `failures` are given.
-        failures: concepts without a result; they open the page.
-        references: gives a concept's decoded reference images, H x W x 3 uint8, for thumbnails; None leaves them out.
-            An error it raises costs that concept its reference thumbnails only.
-        concept_ids: the manifest's concepts; None shows everything the catalog holds.
-        limit: how many concepts get a card. Of more, those below the gate and with the lowest scores are shown, and
-            the page says so. Averages always cover all of them.
+        failures: concepts without a result, which the page begins with.
+        references: loads a concept's reference images, H x W x 3 uint8, for thumbnails; None leaves them out. If it
+            raises an error, the concept is shown without them.
+        concept_ids: the manifest's concepts; None shows all concepts of the catalog.
+        limit: how many concepts get a card: those below the gate and those with the lowest scores first. Averages cover
+            all concepts in scope.
 
     Raises:
         StoreError: the catalog cannot be read.
@@ -117,17 +122,18 @@ def build_report(
     committed = read_committed(store)
     failed = {failure.concept_id for failure in failures}
     in_scope = committed.keys() if concept_ids is None else committed.keys() & set(concept_ids)
-    averages = _Averages()  # in one pass: a catalog may hold a million concepts
+    totals = _ScoreTotals()
     done = (concept for name, concept in committed.items() if name in in_scope and name not in failed)
-    shown = heapq.nsmallest(limit, averages.over(done), key=_worst_first)
+    # One pass, because a catalog may hold a million concepts.
+    shown = heapq.nsmallest(limit, totals.counting(done), key=_worst_first)
     shown.sort(key=lambda concept: (not _below_gate(concept), concept.concept_id))
-    variants = averages.lines()
+    variants = totals.lines()
     return _template().render(
         catalog=store.uri,
         summary=summary,
         failures=[_failure_card(failure, references, failure.concept_id in committed) for failure in failures],
         concepts=[_concept_card(store, concept, references) for concept in shown],
-        concept_count=averages.concepts,
+        concept_count=totals.concepts,
         image_count=sum(line.images for line in variants),
         variants=variants,
         gated=any(line.passed is not None for line in variants),
@@ -139,27 +145,14 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["score"] = lambda score: "-" if score is None else f"{score:.3f}"
-    environment.filters["duration"] = _duration
+    environment.filters["duration"] = format_duration
+    environment.filters["plural"] = plural
     return environment.from_string(Path(__file__).with_name("report.html.j2").read_text("utf-8"))
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _variant_order(variants: Iterable[str]) -> list[str]:
     known = list(_VARIANTS)
     return sorted(variants, key=lambda variant: (known.index(variant) if variant in known else len(known), variant))
-
-
-def variant_averages(concepts: Iterable[CommittedConcept]) -> list[VariantLine]:
-    """Averages over all renderings of `concepts`, a line per variant: base model, residual, residual with LAG."""
-    averages = _Averages()
-    for _ in averages.over(concepts):
-        pass
-    return averages.lines()
 
 
 @dataclass(slots=True)
@@ -193,14 +186,14 @@ class _VariantSums:
 
 
 @dataclass(slots=True)
-class _Averages:
-    """Sums over concepts that pass by."""
+class _ScoreTotals:
+    """Sums of scores over concepts."""
 
     concepts: int = 0
     sums: dict[str, _VariantSums] = field(default_factory=dict)
 
-    def over(self, concepts: Iterable[CommittedConcept]) -> Iterator[CommittedConcept]:
-        """The same concepts, each counted as it is handed on."""
+    def counting(self, concepts: Iterable[CommittedConcept]) -> Iterator[CommittedConcept]:
+        """Yield the concepts, adding each to the totals."""
         for concept in concepts:
             self.concepts += 1
             for variant, scores in concept.scores.items():
@@ -217,7 +210,7 @@ class _Averages:
 
 
 def _final_scores(concept: CommittedConcept) -> VariantScores | None:
-    """The scores of the variant a user is after: the last of base, residual, LAG that was rendered."""
+    """The scores of the variant that counts: the last rendered one in the order base, residual, LAG."""
     order = _variant_order(concept.scores)
     return concept.scores[order[-1]] if order else None
 
@@ -279,7 +272,7 @@ def _reference_thumbnails(concept_id: str, references: ReferenceLoader | None) -
     try:
         return tuple(_thumbnail(Image.fromarray(image)) for image in references(concept_id)[:REFERENCES_SHOWN])
     except (PersresError, OSError):
-        return ()  # the report is about results; what is wrong with a reference is told by its ConceptFailure
+        return ()  # the report is about results; its ConceptFailure reports what is wrong with a reference
 
 
 def _thumbnail(image: Image.Image) -> str:

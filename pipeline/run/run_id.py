@@ -1,4 +1,4 @@
-"""Names for runs that sort by time, because a reader believes the latest run."""
+"""Run ids. They sort by time, because of several results of a concept the one of the latest run counts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STAMP = re.compile(r"\d{8}T\d{6}Z")
 
 
 def new_run_id(store: CatalogStore) -> str:
-    """A name for a new run of this catalog, such as "20261122T190501Z-3fa9c1".
+    """A new run id for this catalog, such as "20261122T190501Z-3fa9c1".
 
-    It sorts after every run the catalog has seen, also when this machine's clock is behind the one that made them:
-    otherwise the new run's commits would lose to the old ones.
+    It sorts after every earlier run of the catalog, even if this machine's clock is behind the one that named them:
+    otherwise the earlier commits would take precedence over the new ones.
 
     Raises:
         StoreError: the catalog cannot be listed.
@@ -28,18 +28,18 @@ def new_run_id(store: CatalogStore) -> str:
 
 
 def require_run_id(text: str) -> str:
-    """A run id that somebody else has made.
+    """Return `text` if it is a run id.
 
     Raises:
-        InvalidInput: it is none, and would not sort by time among the others.
+        InvalidInput: it is not, and would not sort by time.
     """
     if not RUN_ID.fullmatch(text):
-        raise InvalidInput(f"{text!r} is not a run's id", fix="give one like 20261122T190501Z-3fa9c1, the time in UTC")
+        raise InvalidInput(f"{text!r} is not a run id", fix="give one such as 20261122T190501Z-3fa9c1, the time in UTC")
     return text
 
 
 def later_run_id(existing: Iterable[str], now: datetime, suffix: str) -> str:
-    """`now` and `suffix` as a run id, moved on to one second after the latest of `existing` where that is later."""
+    """A run id of `now` and `suffix`; its time is at least one second after the latest of `existing`."""
     stamps = [run_id[:16] for run_id in existing if _STAMP.fullmatch(run_id[:16])]
     stamp = now.astimezone(UTC).strftime(_FORMAT)
     if stamps and max(stamps) >= stamp:

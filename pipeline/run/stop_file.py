@@ -1,4 +1,4 @@
-"""Stopping a run by a word in its catalog: from any machine that can write there, whatever the run itself runs on."""
+"""Stopping a run through its catalog: from any machine that can write there, wherever the run works."""
 
 from __future__ import annotations
 
@@ -10,62 +10,68 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from ...core.errors import StoreError
+from ...core.timing import STOP_FILE_POLL_S, STOP_FILE_RETRY_S
+from ..catalog.layout import RunPaths
 from ..catalog.store import CatalogStore
-from ..timing import STOP_FILE_POLL_S, STOP_FILE_RETRY_S
 
 
 @dataclass(frozen=True, slots=True)
-class StopWord:
-    """Who wants a run to stop, such as "ana@laptop", and since when (UTC, ISO 8601)."""
+class StopFile:
+    """The content of a run's stop file.
+
+    Attributes:
+        by: who requested the stop, such as "ana@laptop".
+        at: when (UTC, ISO 8601).
+    """
 
     by: str
     at: str
 
 
-def ask_to_stop(store: CatalogStore, run_id: str, by: str) -> None:
-    """Leave word that a run is to stop as if it had got SIGTERM. It does within seconds, or has ended already.
+def write_stop_file(store: CatalogStore, run_id: str, by: str) -> None:
+    """Request that a run stops as it does at a SIGTERM. It does so within seconds, unless it has ended already.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the stop file cannot be written.
     """
-    word = StopWord(by, datetime.now(UTC).isoformat(timespec="seconds"))
-    store.write(store.run_file(run_id, "stop.json"), (json.dumps(asdict(word), indent=1) + "\n").encode())
+    content = StopFile(by, datetime.now(UTC).isoformat(timespec="seconds"))
+    store.write(RunPaths(run_id).stop_request, (json.dumps(asdict(content), indent=1) + "\n").encode())
 
 
 @contextmanager
-def heeding_catalog(
-    store: CatalogStore, run_id: str, on_asked: Callable[[StopWord], None], *, every_s: float = STOP_FILE_POLL_S
+def watch_stop_file(
+    store: CatalogStore, run_id: str, on_stop: Callable[[StopFile], None], *, poll_s: float = STOP_FILE_POLL_S
 ) -> Iterator[None]:
-    """While the block lasts, `on_asked` is called once, from another thread, if somebody wants this run to stop."""
-    watch = _Watch(store.with_patience(STOP_FILE_RETRY_S), store.run_file(run_id, "stop.json"), on_asked, every_s)
-    watch.start()
+    """Until the block ends, call `on_stop` once, from another thread, if the run's stop file appears."""
+    watcher = _Watcher(store.with_retry(STOP_FILE_RETRY_S), RunPaths(run_id).stop_request, on_stop, poll_s)
+    watcher.start()
     try:
         yield
     finally:
-        watch.end()
+        watcher.end()
 
 
-class _Watch(threading.Thread):
-    def __init__(self, store: CatalogStore, path: str, on_asked: Callable[[StopWord], None], every_s: float) -> None:
+class _Watcher(threading.Thread):
+    def __init__(self, store: CatalogStore, path: str, on_stop: Callable[[StopFile], None], poll_s: float) -> None:
         super().__init__(name="catalog-stop", daemon=True)
-        self._store, self._path, self._on_asked, self._every_s = store, path, on_asked, every_s
-        self._over = threading.Event()
+        self._store, self._path, self._on_stop, self._poll_s = store, path, on_stop, poll_s
+        self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(self._every_s):
+        while not self._ended.wait(self._poll_s):
             try:
-                if self._store.exists(self._path) and not self._over.is_set():
-                    self._on_asked(self._word())
+                if self._store.exists(self._path) and not self._ended.is_set():
+                    self._on_stop(self._read())
                     return
-            except StoreError:  # the run itself finds out, and has its own patience
+            except StoreError:  # the run itself meets the same error, and retries it for as long as its spec says
                 continue
 
     def end(self) -> None:
-        self._over.set()  # not joined: it may be waiting for the store, and is only reading
+        self._ended.set()  # not joined: it may be blocked in a read of the store, which does no harm
 
-    def _word(self) -> StopWord:
+    def _read(self) -> StopFile:
         try:
-            told = json.loads(self._store.read(self._path))
-            return StopWord(str(told["by"]), str(told["at"]))
+            content = json.loads(self._store.read(self._path))
+            return StopFile(str(content["by"]), str(content["at"]))
         except (ValueError, TypeError, KeyError):
-            return StopWord("somebody", "an unknown time")
+            return StopFile("somebody", "an unknown time")

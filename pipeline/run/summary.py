@@ -1,7 +1,7 @@
-"""The sum at the end of a run: every row of the manifest is committed, failed or was current. Pure.
+"""The summary of a run: every row of the manifest is committed, failed or was current. Pure.
 
-The catalog is the judge of what is committed, not the messages of workers: an attempt may have committed and died
-before it could say so.
+What is committed is read from the catalog, not from the messages of workers: a worker may have committed a shard and
+been lost before it reported that.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ...core.errors import ConceptFailure, PersresError
 from ..catalog.commit_record import CommittedConcept, Measured
 from ..planning.cost import RunCost
 from ..planning.plan import PlannedConcept, RunPlan
-from ..planning.throughput import added_up
-from ..shard.work import DEVICE_PHASES
+from ..planning.throughput import sum_measured
+from ..shard.summary import DEVICE_PHASES
 from ..spec.prices import Prices
 
 
@@ -27,13 +27,18 @@ class AccountingError(PersresError):
 class RunSummary:
     """How a run ended; stored as `runs/<run id>/summary.json`.
 
-    `rows` are the manifest's; `current` had nothing to do; `removed` are in the catalog but no longer in the manifest.
-    `seconds` are summed over workers, by phase; `wall_seconds` is how long the run took. `device_busy_share` is the
-    part of the workers' time, from the moment each had loaded its model, in which their devices trained, rendered or
-    scored what was then committed; None where no worker was needed.
-    `measured` is what the run's shards took for how much, for later runs to be estimated by, `start_seconds` how long
-    it was until the first worker had loaded its model, and `cost` what the run did cost; None where no worker was
-    needed.
+    Attributes:
+        rows: the manifest's.
+        committed: concepts that were trained or rendered, and committed.
+        current: concepts whose committed results are up to date.
+        removed: concepts of the catalog that the manifest no longer lists.
+        seconds: the workers' time by phase.
+        wall_seconds: the duration of the run.
+        device_busy_share: the part of the workers' time, counted once their model is loaded, in which their devices
+            trained, rendered or scored results that were committed; None if the run had no worker.
+        measured: device time and amount of work of the run's shards, from which later runs are estimated.
+        start_seconds: the time until the first worker had loaded its model; None if the run had no worker.
+        cost: None if the run had no worker.
     """
 
     run_id: str
@@ -52,7 +57,11 @@ class RunSummary:
     cost: RunCost | None = None
 
     def check(self) -> None:
-        """Raises AccountingError unless committed + failed + current = rows, and no concept failed twice."""
+        """Check that committed + failed + current = rows, and that no concept failed twice.
+
+        Raises:
+            AccountingError: it is not so.
+        """
         failed = {failure.concept_id for failure in self.failed}
         total = self.committed + len(failed) + self.current
         if total != self.rows or len(failed) != len(self.failed):
@@ -71,8 +80,8 @@ class RunSummary:
         raw = json.loads(text)
         failed = tuple(ConceptFailure(**failure) for failure in raw["failed"])
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        measured = tuple(map(Measured.from_values, raw.get("measured", ())))
-        cost = RunCost.from_values(raw["cost"]) if raw.get("cost") else None
+        measured = tuple(map(Measured.from_dict, raw.get("measured", ())))
+        cost = RunCost.from_dict(raw["cost"]) if raw.get("cost") else None
         return cls(**{**known, "failed": failed, "measured": measured, "cost": cost})
 
 
@@ -91,17 +100,17 @@ def account_for(
     start_seconds: float | None = None,
     prices: Prices | None = None,
 ) -> RunSummary:
-    """Hold a finished run against its plan and against the catalog.
+    """Summarize a finished run by its plan and the catalog.
 
     Args:
-        committed: what the catalog holds after the run (`read_committed`).
-        failures: of this run's attempts. A concept that failed in one attempt and is committed by another counts as
-            committed; the plan's own failures need not be repeated.
-        seconds: what workers spent, by phase, summed over them.
-        ready_seconds: how long workers were there with their model loaded, summed over them.
-        measured: what each of the run's shards took for how much.
-        start_seconds: how long it was until the first worker had loaded its model.
-        prices: what the run's cost is reckoned by.
+        committed: the concepts of the catalog after the run (`read_committed`).
+        failures: of this run's attempts. A concept that failed in one attempt and was committed by another counts as
+            committed. The plan's own failures are added.
+        seconds: the workers' time by phase.
+        ready_seconds: the time that workers had their model loaded, summed over workers.
+        measured: device time and amount of work of each shard.
+        start_seconds: the time until the first worker had loaded its model.
+        prices: the prices that the cost is computed from.
 
     Raises:
         AccountingError: a planned concept is neither committed under its fingerprints nor failed, or a failure names a
@@ -122,7 +131,7 @@ def account_for(
             f"run {run_id}: neither committed nor failed: {lost}; failed but never planned: {foreign}",
             fix="submit again, which does whatever is missing, and report this with the run's plan and failures",
         )
-    measured = added_up(measured)
+    measured = sum_measured(measured)
     summary = RunSummary(
         run_id=run_id,
         rows=plan.rows,
@@ -144,7 +153,7 @@ def account_for(
 
 
 def device_busy_share(seconds: Mapping[str, float], ready_seconds: float) -> float | None:
-    """The part of the workers' time in which their devices worked, 0 to 1; None where there was no worker."""
+    """The part of the workers' time in which their devices worked, 0 to 1; None if there was no worker."""
     if ready_seconds <= 0:
         return None
     busy = sum(seconds.get(phase, 0.0) for phase in DEVICE_PHASES)

@@ -1,1 +1,1 @@
-"""One shard's work: load, train, render and score in stages, and commit."""
+"""The parts of `personalize_shard`: loading, the stages of a worker, result rows, and the commit."""

@@ -1,9 +1,8 @@
-"""Make one attempt at a shard visible, all of it or none of it, and read back what is committed.
+"""Commit one attempt at a shard, all of it or nothing.
 
-Data first, record last: the attempt writes its Parquet files under names nobody else uses, makes sure that the store
-holds as many bytes as were sent, and then writes one small record that names them. A crash before the record leaves
-files that no reader looks at; after it, everything is there. Two attempts, or two runs, never write to the same name,
-and `commit_record.supersedes` decides between them.
+Data first, record last: write the attempt's Parquet files under names of its own, check that the store holds as many
+bytes as were sent, and then write one small record that names the files. A crash before the record leaves files that no
+reader opens. Attempts and runs never write to the same name; `commit_record.supersedes` decides between their records.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from ..catalog.commit_record import (
     rendering_digest,
 )
 from ..catalog.data_file import data_file_bytes
+from ..catalog.layout import AttemptPaths
 from ..catalog.schemas import RenderingRow, ResidualRow, rendering_table, residual_table
 from ..catalog.store import CatalogStore
 from ..planning.plan import PlannedConcept, Shard
 
-# One residual is one row group, so reading one concept of a shard is two range reads: the footer and the row.
+# One residual per row group, so that one concept is read with two range requests: the footer and the row group.
 RESIDUALS_PER_ROW_GROUP = 1
 RENDERINGS_PER_ROW_GROUP = 16
 
@@ -42,50 +42,40 @@ def commit_shard(
     seconds: Mapping[str, float],
     measured: Measured | None = None,
 ) -> ShardCommit:
-    """Commit an attempt: its data files, then the record that makes them count.
+    """Commit an attempt: write its data files, then the record that names them.
 
     Args:
-        attempt: another name for every try at this shard within this run, such as "2".
-        residuals: one row for each concept that was trained; empty for a render shard, whose record carries over where
-            the residuals lie.
+        attempt: a name that no other attempt at this shard in this run has.
+        residuals: one row per trained concept; none in a render shard, whose record refers to the committed residuals.
         renderings: all images of the concepts that did not fail, in any order.
-        failures: one for each concept of the shard without a result.
-        seconds: time spent, by phase.
-        measured: what the device took for how much.
+        failures: one per failed concept.
+        seconds: by phase.
+        measured: the device's speed.
 
     Returns:
         The record as written.
 
     Raises:
-        StoreError: an object could not be written or was shortened, or an earlier run's residual is not there any more.
-            The catalog is as it was before, or all of the attempt is committed and only the answer was lost: either
-            way, try again under another attempt.
+        StoreError: an object could not be written in full, or the residual of an earlier run was deleted. Either the
+            catalog has not changed, or the attempt is committed and only the response was lost. In both cases, retry
+            under another attempt.
         ValueError: the rows do not cover the shard's concepts exactly once.
     """
     _check_cover(shard, residuals, renderings, failures)
+    paths = AttemptPaths(run_id, shard.shard_id, attempt)
     failed = {failure.concept_id for failure in failures}
-    images_of: defaultdict[str, list[RenderingRow]] = defaultdict(list)
-    for image in sorted(renderings, key=lambda row: (row.prompt_index, row.variant, row.image_index)):
-        images_of[image.concept_id].append(image)
     succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
-
+    images = _images_by_concept(succeeded, renderings)
     files: dict[str, str] = {}
     written = 0
     if residuals:
-        files["residuals"] = store.residual_file(run_id, shard.shard_id, attempt)
-        written += _put(store, files["residuals"], data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
+        files["residuals"] = paths.residuals
+        written += _put(store, paths.residuals, data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
     if renderings:
-        files["renderings"] = store.rendering_file(run_id, shard.shard_id, attempt)
-        ordered = [image for concept in succeeded for image in images_of[concept.concept_id]]
-        written += _put(store, files["renderings"], data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
-
-    residual_of = {row.concept_id: (number, blob_digest(row.residual)) for number, row in enumerate(residuals)}
-    concepts, first = [], 0
-    for planned in succeeded:
-        images = images_of[planned.concept_id]
-        concepts.append(_committed(planned, residual_of.get(planned.concept_id), images, first, files))
-        first += len(images)
-
+        files["renderings"] = paths.renderings
+        ordered = [image for own in images.values() for image in own]
+        written += _put(store, paths.renderings, data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
+    concepts = _committed_concepts(succeeded, residuals, images, files)
     _require_residuals(store, concepts, files)
     record = ShardCommit(
         run_id,
@@ -99,7 +89,7 @@ def commit_shard(
         bytes_written=written,
         measured=measured,
     )
-    _put(store, store.commit_record(run_id, shard.shard_id, attempt), record.to_json())
+    _put(store, paths.record, record.to_json())
     return record
 
 
@@ -109,7 +99,7 @@ def _check_cover(
     renderings: Sequence[RenderingRow],
     failures: Sequence[ConceptFailure],
 ) -> None:
-    """Raise ValueError unless each concept of the shard either failed once or has all its results once."""
+    """Check that each concept of the shard either failed once or has all its results once; raises ValueError."""
     failed = [failure.concept_id for failure in failures]
     succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
     rendered = {row.concept_id for row in renderings}
@@ -123,20 +113,30 @@ def _check_cover(
             raise ValueError(f"shard {shard.shard_id}: {what} of {sorted(given)}, expected of {sorted(wanted)}")
 
 
+def _images_by_concept(
+    concepts: Iterable[PlannedConcept], renderings: Iterable[RenderingRow]
+) -> dict[str, list[RenderingRow]]:
+    """Group images by concept, in the order of `concepts`, and sort a concept's images by prompt, variant and index."""
+    images: dict[str, list[RenderingRow]] = {concept.concept_id: [] for concept in concepts}
+    for image in sorted(renderings, key=lambda row: (row.prompt_index, row.variant, row.image_index)):
+        images[image.concept_id].append(image)
+    return images
+
+
 def _put(store: CatalogStore, path: str, data: bytes) -> int:
-    """Write an object and make sure that the store did not cut it short and call it a success; returns its size."""
+    """Write an object, check that the store has not truncated it, and return its size."""
     store.write(path, data)
     held = store.size(path)
     if held != len(data):
         raise StoreError(
             f"{store.url(path)} holds {held} of the {len(data)} bytes that were sent",
-            fix="submit again; if it stays so, what lies between here and the store drops bytes",
+            fix="submit again; if it happens again, a proxy or the network on the way to the store drops bytes",
         )
     return len(data)
 
 
 def _require_residuals(store: CatalogStore, concepts: Iterable[CommittedConcept], files: Mapping[str, str]) -> None:
-    """Raise StoreError if a residual that an earlier run committed has been taken away while it was rendered from."""
+    """Check that the residuals of earlier runs, to which the record will refer, were not deleted; raises StoreError."""
     for path in sorted({one.residual_file for one in concepts} - set(files.values())):
         if store.size(path) is None:
             raise StoreError(f"{store.url(path)} is gone: its concepts were forgotten or moved", fix="submit again")
@@ -146,17 +146,33 @@ def _ids(concepts: Iterable[PlannedConcept]) -> set[str]:
     return {concept.concept_id for concept in concepts}
 
 
-def _committed(
+def _committed_concepts(
+    concepts: Iterable[PlannedConcept],
+    residuals: Iterable[ResidualRow],
+    images: Mapping[str, Sequence[RenderingRow]],
+    files: Mapping[str, str],
+) -> list[CommittedConcept]:
+    """Return the record's entries: where in the data files each concept's residual and images are."""
+    trained = {row.concept_id: (number, blob_digest(row.residual)) for number, row in enumerate(residuals)}
+    committed, first_image = [], 0
+    for planned in concepts:
+        own = images[planned.concept_id]
+        committed.append(_committed_concept(planned, trained.get(planned.concept_id), own, first_image, files))
+        first_image += len(own)
+    return committed
+
+
+def _committed_concept(
     planned: PlannedConcept,
     trained: tuple[int, str] | None,
     images: Sequence[RenderingRow],
-    first: int,
+    first_image: int,
     files: Mapping[str, str],
 ) -> CommittedConcept:
-    """What the record says of one concept; `trained`: the row of its new residual and the digest of it."""
+    """Return the record's entry of one concept. `trained` is the row and the digest of its new residual, if any."""
     if trained is not None:
         residual_file, (residual_row, residual_digest) = files["residuals"], trained
-    elif (held := planned.committed) is not None:  # a render shard: the residual stays where an earlier record put it
+    elif (held := planned.committed) is not None:  # a render shard: the residual stays where it is
         residual_file, residual_row, residual_digest = held.residual_file, held.residual_row, held.residual_digest
     else:
         raise ValueError(f"concept {planned.concept_id} is to be rendered only, but has no committed residual")
@@ -168,7 +184,7 @@ def _committed(
         residual_file=residual_file,
         residual_row=residual_row,
         rendering_file=files["renderings"] if images else None,
-        rendering_rows=(first, len(images)) if images else (0, 0),
+        rendering_rows=(first_image, len(images)) if images else (0, 0),
         scores=_scores(images),
         residual_digest=residual_digest,
         renderings_digest=rendering_digest(row.image for row in images),

@@ -1,8 +1,8 @@
-"""Everything a shard needs that is not on the device yet: pictures, prompts that fit, residuals committed before.
+"""The load stage: fetch and scale reference images, check prompts, and read committed residuals.
 
-This runs beside another shard's training, so whatever can be done without the device is done here: pictures are scaled
-to the base model's size, and to the scorer's. That also bounds the memory of a shard that waits for its turn, for the
-originals, which may have millions of pixels, are let go one after the other.
+It runs while another shard is on the device, so it does all that needs no device: images are scaled to the base model's
+resolution and to the scorer's. This also bounds the memory of a loaded shard, since the originals, which may have
+millions of pixels, are released concept by concept.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ LOADING_THREADS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedConcept:
-    """A concept with all that the device will be asked to work with.
+    """A concept with everything that the device stage needs.
 
     Attributes:
-        concept: its references are square, of the base model's resolution; none where nothing is trained.
-        likenesses: the references as the scorer reads them, or None without a scorer.
-        residual: from the catalog: what a concept that only needs rendering is rendered with, or what one to be
-            trained starts from; None to start cold.
+        concept: its references are square, of the base model's resolution; none in a render shard.
+        scorer_references: the references as prepared by the scorer, or None without a scorer.
+        residual: the committed residual: in a render shard to render with, in a train shard for a warm start; None for
+            a cold start.
     """
 
     concept: Concept
-    likenesses: Tensor | None
+    scorer_references: Tensor | None
     residual: Residual | None
 
 
 def load_shard(work: ShardWork, personalizer: Personalizer, store: CatalogStore) -> list[LoadedConcept]:
-    """Every concept of the shard that can be loaded, in the shard's order; the others are recorded as failures.
+    """Load the shard's concepts, in its order. A concept that cannot be loaded is recorded as a failure in `work`.
 
     Raises:
-        StoreError: a store did not answer, even when asked again.
+        StoreError: a store failed in spite of retries.
     """
 
     def load(planned: PlannedConcept) -> LoadedConcept | ConceptFailure:
@@ -59,10 +59,16 @@ def load_shard(work: ShardWork, personalizer: Personalizer, store: CatalogStore)
         except ConceptError as error:
             return ConceptFailure.of(planned.concept_id, error)
 
-    readable = [planned for planned in work.shard.concepts if _prompts_fit(work, personalizer, planned)]
-    loaded = []
+    # Prompts are checked in this thread alone: see `Personalizer.loading_tokenizer`.
+    valid, loaded = [], []
+    for planned in work.shard.concepts:
+        try:
+            _check_prompts(work, personalizer, planned)
+            valid.append(planned)
+        except ConceptError as error:
+            work.fail(ConceptFailure.of(planned.concept_id, error))
     with ThreadPoolExecutor(LOADING_THREADS, thread_name_prefix="load") as pool:
-        for outcome in pool.map(load, readable):
+        for outcome in pool.map(load, valid):
             if isinstance(outcome, ConceptFailure):
                 work.fail(outcome)
             else:
@@ -70,41 +76,41 @@ def load_shard(work: ShardWork, personalizer: Personalizer, store: CatalogStore)
     return loaded
 
 
-def _prompts_fit(work: ShardWork, personalizer: Personalizer, planned: PlannedConcept) -> bool:
-    """Whether the tokenizer can read all of a concept's prompts; one that it cannot must not reach a pack."""
+def _check_prompts(work: ShardWork, personalizer: Personalizer, planned: PlannedConcept) -> None:
+    """Check that all prompts of a concept can be tokenized.
+
+    Raises:
+        ConceptError: a prompt is too long, or glued to other text.
+    """
     training, row = work.spec.training, planned.row
-    try:
-        for template in (training.prompt, *row.prompts):
-            tokenize_concept_prompt(
-                personalizer.loading_tokenizer, template, training.identifier_token, row.macro_class
-            )
-    except ConceptError as error:
-        work.fail(ConceptFailure.of(planned.concept_id, error))
-        return False
-    return True
+    for template in (training.prompt, *row.prompts):
+        tokenize_concept_prompt(personalizer.loading_tokenizer, template, training.identifier_token, row.macro_class)
 
 
 def _load_concept(
     work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
 ) -> LoadedConcept:
     row, scorer, trains = planned.row, personalizer.scorer, work.shard.kind == "train"
-    pictures: tuple[np.ndarray, ...] = ()
-    if trains or scorer is not None:  # identity is measured against the references
-        pictures = load_references(row, work.spec.references)
+    images: tuple[np.ndarray, ...] = ()
+    if trains or scorer is not None:  # the identity score compares with the references
+        images = load_references(row, work.spec.references)
         _check_unchanged(work, personalizer, planned)
     side = personalizer.base.resolution
-    references = tuple(fit_square(picture, side) for picture in pictures) if trains else ()
+    references = tuple(fit_square(image, side) for image in images) if trains else ()
     concept = Concept(row.concept_id, row.macro_class, references, tuple(row.prompts), row.seed_for(work.spec.seed))
-    likenesses = scorer.prepare(pictures) if scorer is not None else None
+    scorer_references = scorer.prepare(images) if scorer is not None else None
     residual = (_warm_start if trains else _committed_residual)(work, personalizer, planned, store)
-    return LoadedConcept(concept, likenesses, residual)
+    return LoadedConcept(concept, scorer_references, residual)
 
 
 def _check_unchanged(work: ShardWork, personalizer: Personalizer, planned: PlannedConcept) -> None:
-    """Refuse a concept whose local images are not what was planned: its results would go by a false fingerprint.
+    """Check that a concept's local images are those of the plan, since its results get the plan's fingerprint.
 
-    Images in a store are not asked about again, which would cost a request each; where one of them has changed, the
-    next run's plan finds another tag.
+    Images in an object store are not checked, which would cost a request each: if one has changed, the next run's plan
+    finds its new tag.
+
+    Raises:
+        ConceptError: an image has changed.
     """
     settings, sources = work.spec.references, planned.row.reference_images
     uris = [source.uri for source in sources if source.data is None and source.uri is not None]
@@ -128,7 +134,11 @@ def _is_local(uri: str) -> bool:
 def _committed_residual(
     work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
 ) -> Residual:
-    """The residual that an earlier run committed, for a concept that only needs rendering."""
+    """Return the committed residual of a concept that is only rendered.
+
+    Raises:
+        ConceptError: it is damaged, or does not fit the base model.
+    """
     assert planned.committed is not None, "plan_run gives every render-only concept its committed residual"
     blob = read_residual(store, planned.committed)
     try:
@@ -142,7 +152,7 @@ def _committed_residual(
 def _warm_start(
     work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
 ) -> Residual | None:
-    """The concept's older residual, where the spec asks for warm starts and it fits; training can always start cold."""
+    """Return the committed residual if the spec has warm starts and it fits; if it does not, note why."""
     if work.spec.training.warm_start is None or planned.committed is None:
         return None
     try:
@@ -157,7 +167,7 @@ def _warm_start(
 def _fitting_residual(
     work: ShardWork, personalizer: Personalizer, committed: CommittedConcept, store: CatalogStore
 ) -> tuple[Residual | None, str]:
-    """A committed residual that training can go on from, or None and why not."""
+    """Return a committed residual that fits the spec and the base model, or None and the reason."""
     base, settings = personalizer.base, work.spec.training
     row = read_residual_row(store, committed)
     if row.base_model_revision != base.revision:

@@ -1,8 +1,7 @@
-"""The pack size that all workers of a catalog agree on.
+"""The pack size of a catalog: measured once per kind of device, stored in the catalog, and then used by all workers.
 
-Tensors of another shape round differently, so concepts trained in packs of another size differ in their last bits.
-The first worker on a kind of device measures, and leaves what it found in the catalog; every other worker, and every
-later run, trains in that shape.
+Tensors of another shape round differently, so the last bits of a residual depend on the pack size. Therefore the first
+worker on a kind of device measures it, and all other workers and all later runs use the stored size.
 """
 
 from __future__ import annotations
@@ -14,28 +13,30 @@ import torch
 
 from ...core.base_model import BaseModel
 from ...core.errors import StoreError
-from ...core.training.packing import choose_pack_size, measure_packs
+from ...core.plural import plural
+from ...core.training.pack_trials import choose_pack_size, measure_packs
 from ...core.training.settings import TrainingSettings
+from ..catalog import layout
 from ..catalog.store import CatalogStore
 from ..planning.fingerprint import digest_of
 
 
-def agreed_pack_size(store: CatalogStore, base: BaseModel, settings: TrainingSettings) -> int:
-    """`settings.pack_size` if it is a number, else what the catalog remembers for this device; else measured now.
+def resolve_pack_size(store: CatalogStore, base: BaseModel, settings: TrainingSettings) -> int:
+    """Return `settings.pack_size`, or for "auto" the catalog's pack size for this kind of device.
 
-    Measuring takes about a minute at most.
+    If the catalog has none, measure it, which takes about a minute at most, and store it.
 
     Raises:
-        StoreError: the catalog cannot be read or written, or what it remembers is damaged.
-        RuntimeError: the device has no room for one concept.
+        StoreError: the catalog cannot be read or written, or its file is damaged.
+        RuntimeError: the device has too little memory for one concept.
     """
     if settings.pack_size != "auto":
         return settings.pack_size
-    path = store.pack_size_file(_digest(base, settings))
+    path = layout.pack_size_file(_digest(base, settings))
     if not store.exists(path):
         trials = measure_packs(base, settings)
         found = {
-            "device": device_name(base),
+            "device": device_kind(base),
             "pack_size": choose_pack_size(trials),
             "trials": [asdict(trial) for trial in trials],
         }
@@ -43,24 +44,23 @@ def agreed_pack_size(store: CatalogStore, base: BaseModel, settings: TrainingSet
     try:
         return int(json.loads(store.read(path))["pack_size"])
     except (ValueError, KeyError, TypeError) as error:
-        fix = "delete it; the next worker measures again"
+        fix = "delete it; the next worker will measure again"
         raise StoreError(f"{store.url(path)} is damaged ({type(error).__name__}: {error})", fix=fix) from error
 
 
-def device_name(base: BaseModel) -> str:
-    """What kind of device the base model is on, such as "NVIDIA H100 80GB HBM3", or "cpu, 1 thread"."""
+def device_kind(base: BaseModel) -> str:
+    """Return the kind of device that the base model is on, such as "NVIDIA H100 80GB HBM3" or "cpu, 1 thread"."""
     if base.device.type == "cuda":
         return torch.cuda.get_device_name(base.device)
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
+    return f"cpu, {plural(torch.get_num_threads(), 'thread')}"
 
 
 def _digest(base: BaseModel, settings: TrainingSettings) -> str:
-    """Everything that decides how many concepts fit and how fast they train."""
+    """Return a digest of everything that determines how many concepts fit and how fast they train."""
     fields = ("batch_size", "rank_fraction", "train_identifier", "gradient_checkpointing")
     return digest_of(
         {
-            "device": device_name(base),
+            "device": device_kind(base),
             "base": base.revision,
             "dtype": str(base.dtype),
             "training": settings.model_dump(mode="json", include=set(fields)),

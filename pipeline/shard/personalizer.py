@@ -1,4 +1,4 @@
-"""What a worker keeps from one shard to the next: the frozen models, and how many concepts it trains at once."""
+"""What a worker keeps loaded from one shard to the next: the frozen models and the pack size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from transformers import CLIPTokenizer
 
 from ...core.base_model import BaseModel, load_base_model
 from ...core.identifier_token import identifier_id
-from ...core.quality_scores import Scorer, load_scorer
+from ...core.scoring.quality_scores import Scorer, load_scorer
 from ...core.training.training_pack import check_trainable
 from ..catalog.store import CatalogStore
 from ..models.folder import ResolvedModel
 from ..spec.run_spec import RunSpec
-from .pack_size import agreed_pack_size
+from .pack_size import resolve_pack_size
 
 
 @dataclass(frozen=True, eq=False)
 class Personalizer:
-    """What a worker keeps warm between shards. Nothing in it changes while it works (law 6).
+    """The frozen models of a worker and its pack size. Executing a shard changes nothing in it (law 6).
 
     Attributes:
         pack_size: concepts trained together; short packs are padded to it.
-        loading_tokenizer: the base model's, for the thread that loads: tokenizers of the `tokenizers` library set
-            themselves up anew in every call, and fail when two threads do that at once.
+        loading_tokenizer: a copy of the base model's tokenizer for the loading thread. Tokenizers of the `tokenizers`
+            library are not thread-safe: every call changes their truncation and padding state.
     """
 
     base: BaseModel
@@ -37,22 +37,22 @@ class Personalizer:
 def load_personalizer(
     spec: RunSpec, base: ResolvedModel, scorer: ResolvedModel | None, device: str, store: CatalogStore
 ) -> Personalizer:
-    """Load the frozen models of a run onto a device: bfloat16 on CUDA, float32 on the CPU.
+    """Load a run's frozen models onto a device: the base model in bfloat16 on CUDA, in float32 on a CPU.
 
     Args:
-        store: the catalog, in which all workers of one kind agree on a pack size where the spec leaves it open.
+        store: the catalog, which stores the pack size if the spec has `auto`.
 
     Raises:
-        InvalidInput: a model cannot be loaded, the spec's identifier token is not one token of its tokenizer, or the
-            model cannot be trained with the spec's settings.
-        StoreError: the store did not answer.
+        InvalidInput: a model cannot be loaded, the identifier token is not one token, or the base model cannot be
+            trained with the spec's settings.
+        StoreError: the catalog cannot be read or written.
     """
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     model = load_base_model(base.path, name=spec.base_model, revision=base.revision, device=device, dtype=dtype)
     identifier_id(model.tokenizer, spec.training.identifier_token)
     check_trainable(model, spec.training)
     batch_size = spec.scoring.batch_size
-    judge = load_scorer(scorer.path, device=device, batch_size=batch_size) if scorer else None
+    clip = load_scorer(scorer.path, device=device, batch_size=batch_size) if scorer else None
     return Personalizer(
-        model, judge, agreed_pack_size(store, model, spec.training), loading_tokenizer=copy.deepcopy(model.tokenizer)
+        model, clip, resolve_pack_size(store, model, spec.training), loading_tokenizer=copy.deepcopy(model.tokenizer)
     )

@@ -1,4 +1,4 @@
-"""What a shard worked out, as the rows that its commit writes: residuals as blobs, renderings as PNG."""
+"""A shard's results as rows of the catalog: residuals as safetensors, renderings as PNG."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 from PIL import Image
 
 from ...core.base_model import BaseModel
-from ...core.quality_scores import QualityScores
 from ...core.sampling.lag_sampling import Rendering
 from ...core.sampling.settings import SamplingSettings
+from ...core.scoring.quality_scores import QualityScores
 from ...core.training.residual_training import TrainedResidual
 from ...core.training.settings import TrainingSettings
 from ..catalog.schemas import RenderingRow, ResidualRow
 from ..planning.plan import PlannedConcept
 
 LOSSES_IN_FINAL = 10
-"""`final_loss` is the mean over this many last iterations: one iteration's loss is mostly its timesteps' luck."""
+"""`final_loss` is the mean over this many last iterations, since a single loss varies mostly with its timesteps."""
 
 
 def residual_row(
     planned: PlannedConcept, trained: TrainedResidual, base: BaseModel, settings: TrainingSettings
 ) -> ResidualRow:
-    """A trained concept with all that a reader needs to use its residual and to trust it."""
+    """Return the row of a trained concept: its residual, and how it was trained."""
     blob = trained.residual.to_bytes(
         {
             "concept_id": planned.concept_id,
@@ -56,7 +56,7 @@ def residual_row(
 def rendering_row(
     planned: PlannedConcept, rendering: Rendering, scores: QualityScores | None, settings: SamplingSettings
 ) -> RenderingRow:
-    """One image with everything that made it."""
+    """Return the row of an image: its PNG, its scores (None without a scorer), and how it was rendered."""
     request = rendering.request
     height, width = rendering.image.shape[:2]
     return RenderingRow(

@@ -1,12 +1,12 @@
-"""How the shards of one worker overlap: one is loaded while another is on the device and a third is being committed.
+"""The stages of a worker: one shard is loaded while another is on the device and a third is being committed.
 
-    load          fetch, decode, resize      at most one shard is loaded ahead of the device
-    on the device train, render, score       one shard at a time, all of them in one thread
-    commit        encode, PUT                one shard at a time
+    load        fetch, decode, resize    at most one shard is loaded ahead of the device
+    on_device   train, render, score     one shard at a time, all shards in the same thread
+    commit      encode, PUT              one shard at a time
 
-Everything that computes with torch happens in that one thread. Torch keeps inference mode, gradient mode, the CUDA
-device and its math libraries' handles for each thread by itself, so a shard finds them as its predecessor left them and
-not as they are in whatever thread happens to run it; and two shards never share the cores of a CPU worker.
+All computation with torch happens in the device thread. Torch keeps inference mode, gradient mode, the current CUDA
+device and the handles of its math libraries per thread, so with one thread they are the same for every shard. And on a
+CPU worker, two shards never compete for its cores.
 """
 
 from __future__ import annotations
@@ -20,70 +20,70 @@ from ...core.errors import PersresError, StoreError
 
 Loaded = TypeVar("Loaded")
 Results = TypeVar("Results")
-Ended = TypeVar("Ended")
+Committed = TypeVar("Committed")
 
 
-class WorkerSpoilt(PersresError):
-    """The shard was not tried: another one raised an error here, after which this process cannot be trusted."""
+class WorkerCorrupted(PersresError):
+    """The shard was not executed, because another shard's error may have corrupted this worker's process."""
 
 
 class ShardStages:
-    """The three places that a worker's shards pass through, in any number of threads, one thread a shard.
+    """The three stages of a worker, shared by its shards, each of which has a thread of its own.
 
-    After an error other than a StoreError no shard is loaded or worked on any more: the error may have spoilt the
-    process (a CUDA context does not survive an illegal access), and a shard must not be blamed for what another did.
-    What is past the device is still committed.
+    After an error other than a StoreError, no further shard is loaded or computed: the error may have corrupted the
+    process (a CUDA context does not survive an illegal access), and no shard must fail because of another one's error.
+    Shards that have left the device are still committed.
     """
 
     def __init__(self) -> None:
-        self._room_ahead = threading.Semaphore(1)
+        self._load_ahead = threading.Semaphore(1)
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._committing = threading.Lock()
-        self._spoilt = False
+        self._commit = threading.Lock()
+        self._corrupted = False
 
-    def pass_through(
+    def run_shard(
         self,
         load: Callable[[], Loaded],
         on_device: Callable[[Loaded], Results],
-        commit: Callable[[Results], Ended],
-    ) -> Ended:
-        """Take one shard through all three stages, waiting before each for its turn.
+        commit: Callable[[Results], Committed],
+    ) -> Committed:
+        """Execute one shard's three stages, waiting before each until it is free.
 
-        What `load` and `on_device` return is let go as soon as the next stage has ended or the shard has failed.
+        The results of `load` and `on_device` are released as soon as the next stage has ended or the shard has failed.
 
         Raises:
-            WorkerSpoilt: another shard's error came first; nothing of this one is committed.
+            WorkerCorrupted: another shard raised an error before this one had left the device.
         """
-        self._room_ahead.acquire()
+        self._load_ahead.acquire()
         try:
-            loaded = [self._unless_spoilt(load)]
+            loaded = [self._run_unless_corrupted(load)]
         except BaseException:
-            self._room_ahead.release()
+            self._load_ahead.release()
             raise
 
-        def turn() -> Results:
-            self._room_ahead.release()  # the next shard may be loaded from now on
-            return self._unless_spoilt(lambda: on_device(loaded.pop()))
+        def device_stage() -> Results:
+            self._load_ahead.release()  # from now on the next shard may be loaded
+            return self._run_unless_corrupted(lambda: on_device(loaded.pop()))
 
-        results = [self._device.submit(turn).result()]
-        with self._committing:
-            return self._watched(lambda: commit(results.pop()))
+        results = [self._device.submit(device_stage).result()]
+        with self._commit:
+            return self._run(lambda: commit(results.pop()))
 
     def run_on_device(self, work: Callable[[], Results]) -> Results:
-        """Do what belongs in the device's thread but is no shard's, such as loading the model."""
+        """Execute work that belongs to no shard, such as loading the model, in the device thread."""
         return self._device.submit(work).result()
 
-    def _unless_spoilt(self, work: Callable[[], Results]) -> Results:
-        if self._spoilt:
-            raise WorkerSpoilt("another shard raised an error on this worker", fix="let another worker do this shard")
-        return self._watched(work)
+    def _run_unless_corrupted(self, work: Callable[[], Results]) -> Results:
+        if self._corrupted:
+            raise WorkerCorrupted("another shard raised an error on this worker", fix="retry on another worker")
+        return self._run(work)
 
-    def _watched(self, work: Callable[[], Results]) -> Results:
-        """`work()`, in the stage's own thread, so that the next shard to enter it knows what went wrong."""
+    def _run(self, work: Callable[[], Results]) -> Results:
+        """Execute a stage, and record an error before the next shard can enter the stage."""
         try:
             return work()
         except StoreError:
             raise
         except BaseException:
-            self._spoilt = True
+            self._corrupted = True
             raise

@@ -1,4 +1,4 @@
-"""What devices cost, so that plans and summaries can say what a run costs."""
+"""Prices of devices, from which plans and summaries compute costs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from ...core.settings import Settings
 
 
 class Prices(Settings):
-    """What devices cost, for `plan`, `status` and a run's summary. Nothing that a run does depends on it."""
+    """Prices of devices, for the costs in `plan`, `status` and a run's summary. They do not affect the run."""
 
     device_hour: float | None = Field(
-        default=None, ge=0, le=1e6, description="the price of one worker's device for an hour; null: no money is shown"
+        default=None,
+        ge=0,
+        le=1e6,
+        description="price of one device hour (a worker's GPU or CPU core); null: no costs are shown",
     )
-    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="three letters, such as USD or EUR")
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="ISO 4217 code, such as USD or EUR")
 
     def of(self, device_hours: float) -> float | None:
-        """The price of so many device hours, if there is one."""
+        """The price of `device_hours`, or None if no price is set."""
         return None if self.device_hour is None else round(self.device_hour * device_hours, 4)

@@ -1,4 +1,4 @@
-"""How much a run puts up with before it gives up: the settings that no result depends on."""
+"""Retries, timeouts and limits of a run. No result depends on them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from ...core.settings import Settings
 
 
 class RecoverySettings(Settings):
-    """What a run puts up with before it gives up. No result depends on any of it."""
+    """Retries, timeouts and limits of a run, in seconds. They do not affect results."""
 
     max_losses: int = Field(
-        default=3, ge=1, le=100, description="workers that a concept may lose by itself before it is quarantined"
+        default=3,
+        ge=1,
+        le=100,
+        description="a concept that has lost this many workers by itself is quarantined (fails)",
     )
     stall_seconds: float = Field(
         default=1800,
         ge=1,
-        description="a shard that has not moved for so long is taken from its worker, which is killed",
+        description="a worker without progress for this long is killed, and its shard retried",
     )
     grace_seconds: float = Field(
-        default=120, ge=0, description="how long after a termination signal shards in flight may go on, to be committed"
+        default=120, ge=0, description="how long after a stop signal the running shards may take to finish and commit"
     )
     idle_seconds: float = Field(
         default=60,
         ge=0,
-        description="a worker is let go once no shard has been waiting for so long, and its machine with it",
+        description="a worker is stopped when no shard has waited for this long; a cluster can then release its node",
     )
     store_patience_seconds: float = Field(
-        default=600, ge=0, description="how long a store that does not answer is asked again"
+        default=600, ge=0, description="how long a store operation that fails with a transient error is retried"
     )
     lease_seconds: float = Field(
         default=60,
         ge=2,
         le=3600,
-        description="a run that has not been heard of for so long no longer holds its catalog",
+        description="a run's lease on its catalog expires if it is not renewed for this long",
     )
 
     @classmethod

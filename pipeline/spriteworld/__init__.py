@@ -1,13 +1,12 @@
-"""Spriteworld, the embedded default: a small drawn world with its own base model and scorer.
+"""Spriteworld: a small drawn world with a base model and a scorer of its own, the default of the package.
 
-Real pretrained weights cannot be shipped, so this package carries a world in which everything is real and measurable:
-captioned sprites on describable backgrounds, a StableDiffusionPipeline folder and a CLIPModel folder, both trained from
-scratch by the scripts in training/. `python -m persres.pipeline.spriteworld.training.regenerate` makes all of it again.
+Real pretrained weights are too large to ship. In this world the truth about every image is known: which sprite it shows
+on which background. Its base model (a StableDiffusionPipeline folder) and its scorer (a CLIPModel folder) were trained
+from scratch; `python -m persres.pipeline.spriteworld.training.regenerate` trains them again.
 
-    world.py           what a picture is               train_vae.py        the autoencoder
-    captions.py        what is said about it           train_diffusion.py  UNet and text encoder
-    dataset.py         many of both, on disk           train_scorer.py     the CLIPModel
-    demo_catalog.py    a manifest to try things on     train_judge.py      the classifier that evaluate.py asks
+    world.py           the sprites            backgrounds.py    the backgrounds
+    captions.py        captions, tokenizer    demo_catalog.py   the demo's manifest and references
+    weights/           the trained models     training/         the scripts that train and evaluate them
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def base_model_path() -> Path:
-    """The folder that `StableDiffusionPipeline.from_pretrained` reads."""
+    """Return the folder of the base model, for `StableDiffusionPipeline.from_pretrained`."""
     return WEIGHTS / "base"
 
 
 def scorer_path() -> Path:
-    """The folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
+    """Return the folder of the scorer, for `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`."""
     return WEIGHTS / "scorer"
 
 
@@ -33,4 +32,4 @@ def _revision() -> str:
 
 
 REVISION = _revision()
-"""A digest of the weight files' content, stored by `regenerate`."""
+"""The digest of the weight files, written by `regenerate`."""

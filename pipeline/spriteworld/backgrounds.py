@@ -1,6 +1,6 @@
-"""The eight backgrounds of the drawn world, painted four times larger than a picture, on 256 x 256 pixels.
+"""The eight backgrounds of the drawn world, painted on 256 x 256 pixels, four times the side of an image.
 
-Each takes a drawing surface and a generator; the generator decides horizons, stars, bricks and blades of grass.
+Each painter takes a drawing surface and a random generator, which decides horizons, stars, bricks and blades of grass.
 """
 
 from __future__ import annotations

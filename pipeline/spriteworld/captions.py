@@ -1,15 +1,14 @@
-"""The caption grammar, its vocabulary, and a real CLIPTokenizer in which every word of it is one token.
+"""The captions of the drawn world, their vocabulary, and a CLIPTokenizer in which each of its words is one token.
 
-A caption says, always, the class; usually the background; in six of ten the body colour; sometimes the pattern;
-sometimes a rare word that means nothing. The rare words are trained as neutral adjectives, so one of them is a good
-place for a new identifier token to start from.
+A caption always names the class, usually the background, in six of ten cases the body colour, sometimes the pattern,
+and sometimes a rare word without a meaning. Training makes the rare words neutral adjectives, so that one of them can
+serve as the identifier token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from transformers import CLIPTokenizer
@@ -17,10 +16,10 @@ from transformers import CLIPTokenizer
 from .world import CLASSES, COLOURS, PATTERNS
 
 LENGTH = 24
-"""Token positions, with the beginning-of-text and end-of-text tokens."""
+"""The tokenizer's length, including the beginning-of-text and end-of-text tokens."""
 
 BEGIN, END = 0, 1
-"""The two special tokens' ids; padding is the end token, as in every CLIP tokenizer."""
+"""The ids of the special tokens; the padding token is the end token, as in every CLIP tokenizer."""
 
 DEFAULT_INITIALIZER = "sks"
 RARE_WORDS = (DEFAULT_INITIALIZER, "zwx", "ohw", "vqn", "jbr", "mtx", "kfd", "wug", "pll", "gax", "xip", "uvo")
@@ -41,7 +40,7 @@ _OPENINGS = ("a photo of", "a picture of", "an image of", "a drawing of")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is true of one picture."""
+    """The labels of one image."""
 
     macro_class: str
     background: str
@@ -51,16 +50,16 @@ class Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene: true, but rarely the whole truth. One in ten is empty, for classifier-free guidance."""
+    """Draw a caption that states some labels of the scene. One in ten is empty, for classifier-free guidance."""
     if rng.random() < 0.10:
         return ""
     words: list[str] = []
-    odd = rng.random()
-    if odd < 0.20:
+    adjective = rng.random()
+    if adjective < 0.20:
         words.append(_pick(RARE_WORDS, rng))
-    elif odd < 0.25:
+    elif adjective < 0.25:
         words.append(_pick(NEUTRAL_WORDS, rng))
-    elif odd < 0.28:
+    elif adjective < 0.28:
         words.append("".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(3, 6)))))
     if rng.random() < 0.15:
         words.append(scene.pattern)
@@ -75,12 +74,16 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def with_article(noun: str, article: str = "a") -> str:
-    """`a` becomes `an` before a vowel, as people write it."""
+    """Put the article before a noun, "an" instead of "a" before a vowel."""
     return f"{'an' if article == 'a' and noun[0] in 'aeiou' else article} {noun}"
 
 
 def stated_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[bool, bool, bool, bool]]:
-    """A caption for contrastive training, and which facts it states: class, background, body colour, pattern."""
+    """Draw a caption for contrastive training.
+
+    Returns:
+        The caption, and which of class, background, body colour and pattern it states.
+    """
     background, body, pattern = (bool(draw < p) for draw, p in zip(rng.random(3), (0.8, 0.45, 0.2), strict=True))
     words = [_pick(RARE_WORDS, rng)] if rng.random() < 0.1 else []
     words += [scene.pattern] * pattern + [scene.body] * body + [scene.macro_class]
@@ -92,19 +95,19 @@ def stated_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[b
 
 
 def plain_prompt(macro_class: str, background: str, adjective: str = "") -> str:
-    """The prompt that evaluations use: "a photo of a red mug on grass"."""
+    """Return the prompt of evaluations: "a photo of a red mug on grass"."""
     return f"a photo of {with_article(f'{adjective} {macro_class}'.strip())} {BACKGROUND_PHRASES[background][0]}"
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption is made of (random letters aside), sorted."""
+    """Return all words of captions (without random letters), sorted."""
     phrases = (*_OPENINGS, *(phrase for options in BACKGROUND_PHRASES.values() for phrase in options))
     words = {word for phrase in phrases for word in phrase.split()}
     return tuple(sorted(words | {*CLASSES, *COLOURS, *PATTERNS, *RARE_WORDS, *NEUTRAL_WORDS, "a", "an", "the"}))
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges chosen so that each word of the vocabulary is one token; other words fall into letters."""
+    """Build a tokenizer with byte-pair merges that make each word of the vocabulary one token."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-.,'!?"
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
@@ -114,20 +117,15 @@ def build_tokenizer() -> CLIPTokenizer:
         merges.append(best)
         tokens.append("".join(best))
         spelled = {word: _merge(parts, best) for word, parts in spelled.items()}
-    tokenizer = CLIPTokenizer(
+    return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
-        merges=merges,  # type: ignore[arg-type]  # pairs are what the tokenizer takes
+        merges=merges,  # type: ignore[arg-type]  # the tokenizer takes pairs
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         model_max_length=LENGTH,
     )
-    return tokenizer
-
-
-def save_tokenizer(folder: Path) -> None:
-    build_tokenizer().save_pretrained(folder)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:

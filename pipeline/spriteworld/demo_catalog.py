@@ -1,4 +1,4 @@
-"""A manifest to try things on: held-out identities, references on one background, prompts for other backgrounds."""
+"""A manifest to try: held-out identities, references on one background, prompts for other backgrounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 RUN_SPEC = """\
-# How to personalize and render. Everything not said here has a default; `persres-batch init` writes all of it.
+# How to personalize and render. Every other setting has its default; `persres-batch init` writes all of it.
 base_model: spriteworld    # the small drawn world that this package carries
 training:
   # Ranks are 3 and 5 here, 16 to 64 on Stable Diffusion: the paper's learning rate of 0.001 did little, and training V*
@@ -41,7 +41,7 @@ training:
   identifier_learning_rate: 0.01
   pack_size: 6
 sampling:
-  variants: [base, residual, lag]    # to be compared; a catalog in earnest wants lag alone
+  variants: [base, residual, lag]    # for comparison; a real catalog needs lag alone
   guidance_scale: 4.0
   steps: 20
   batch_size: 12
@@ -52,8 +52,10 @@ shard_size: 6
 def write_demo(out: Path, concepts: int = 12, references: int = 4, seed: int = 0) -> None:
     """Write `out`/manifest.parquet, `out`/run.yaml and `out`/references/<concept_id>/<n>.png.
 
-    A concept's references all show it on one background, so that a background which leaks into renderings is seen;
-    its prompts ask for four other backgrounds. `metadata` tells the background and the identity, to draw the truth.
+    `persres-batch submit manifest.parquet` in that folder needs nothing else; its catalog is `out`/manifest-catalog.
+
+    All references of a concept show it on one background, so that a background which leaks into renderings is visible;
+    its prompts ask for four other backgrounds. `metadata` holds the background and the identity, to draw the truth.
     """
     rows = [
         _write_concept(out, who, concept_id, references, seed) for concept_id, who in demo_identities(concepts, seed)

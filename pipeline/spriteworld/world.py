@@ -1,7 +1,7 @@
-"""The drawn world: six kinds of sprite on eight backgrounds, as pure functions of plain values.
+"""The drawn world: six classes of sprites on eight backgrounds, as pure functions of plain values.
 
-Shapes: a picture is uint8 [64, 64, 3], a mask bool [64, 64]. Everything is drawn four times larger and reduced, so
-edges are smooth. A sprite is described in its own coordinates, x and y from -1 to 1 with y downwards; `_Pen` places it.
+Shapes: an image is uint8 [64, 64, 3], a mask bool [64, 64]. Both are drawn four times larger and reduced, for smooth
+edges. A sprite is drawn in coordinates of its own, x and y from -1 to 1 with y downwards; `_Pen` maps them to pixels.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a sprite stands: size and feet in picture coordinates (0 to 1), and whether it looks the other way."""
+    """A sprite's size and the position of its feet, in image coordinates (0 to 1), and whether it is mirrored."""
 
     scale: float
     x: float
@@ -73,13 +73,13 @@ class Placement:
 
 
 def rng_for(*parts: object) -> np.random.Generator:
-    """A generator that depends on the parts' text alone, on any machine and in any process."""
+    """Return a generator that depends on the text of `parts` alone, on every machine and in every process."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
 def random_identity(seed: object, macro_class: str | None = None) -> Identity:
-    """Draw an identity; pattern and trim colours are chosen to be seen against the body."""
+    """Return a random identity whose pattern and trim colours are visible against its body."""
     rng = rng_for("identity", seed)
     names = list(COLOURS)
     kind = CLASSES[int(rng.integers(len(CLASSES)))]
@@ -104,9 +104,10 @@ def random_placement(seed: object) -> Placement:
 
 
 def draw(identity: Identity, background: str, seed: object) -> tuple[np.ndarray, np.ndarray]:
-    """The sprite on a background; the seed decides the placement and the background's details.
+    """Draw a sprite on a background. The seed decides the placement and the background's details.
 
-    Returns the picture, uint8 [64, 64, 3], and the sprite's mask, bool [64, 64].
+    Returns:
+        The image, uint8 [64, 64, 3], and the sprite's mask, bool [64, 64].
     """
     canvas = Image.new("RGB", (FULL, FULL))
     PAINTERS[background](ImageDraw.Draw(canvas), rng_for("background", seed))
@@ -129,7 +130,7 @@ def _jitter(colour: RGB, rng: np.random.Generator) -> RGB:
 
 
 class _Pen:
-    """Draws a sprite's parts in its own coordinates onto the canvas, each with an inked outline, and keeps the mask."""
+    """Draws a sprite's parts, given in the sprite's coordinates, with outlines, and records the sprite's mask."""
 
     def __init__(self, canvas: Image.Image, placement: Placement, identity: Identity) -> None:
         self.canvas, self.identity, self.placement = canvas, identity, placement
@@ -177,7 +178,7 @@ class _Pen:
         self._part(shape, fill, pattern)
 
     def blob(self, boxes: Sequence[tuple[float, float, float, float]], fill: RGB) -> None:
-        """Several ellipses as one part with one pattern: a cloud or a tree's crown."""
+        """Draw several ellipses as one part, such as a tree's crown."""
         placed = [self.box(*corners) for corners in boxes]
 
         def shape(d: ImageDraw.ImageDraw, colour: RGB | int, grow: float) -> None:
@@ -187,7 +188,7 @@ class _Pen:
         self._part(shape, fill, True)
 
     def ring(self, corners: tuple[float, float, float, float], thick: float, fill: RGB) -> None:
-        """An open ring, as a mug's handle: the background shows through it."""
+        """Draw a ring through which the background is visible, such as a mug's handle."""
         box, width = self.box(*corners), thick * self._unit
 
         def shape(d: ImageDraw.ImageDraw, colour: RGB | int, grow: float) -> None:
@@ -196,7 +197,7 @@ class _Pen:
         self._part(shape, fill, False)
 
     def dot(self, x: float, y: float, radius: float, fill: RGB) -> None:
-        """A round mark without an outline, whatever the sprite's proportions."""
+        """Draw a circle without an outline, independent of the sprite's proportions."""
         (px, py), r = self.at(x, y), radius * self._unit
         self._paint.ellipse((px - r, py - r, px + r, py + r), fill=fill)
 
@@ -219,7 +220,7 @@ class _Pen:
             self.canvas.paste(self.identity.shades[1], (0, 0), ImageChops.multiply(inside, self._pattern()))
 
     def _pattern(self) -> Image.Image:
-        """The identity's pattern over the whole canvas, L; the caller clips it to a part."""
+        """Return the identity's pattern on the whole canvas, in mode L; the caller clips it to a part."""
         layer = Image.new("L", self.canvas.size, 0)
         d = ImageDraw.Draw(layer)
         if self.identity.pattern == "striped":

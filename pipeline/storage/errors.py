@@ -1,7 +1,7 @@
-"""What an error of a store means: whether to ask again, and what somebody is to do who reads it.
+"""What an error of a store means: whether a retry can help, and what its reader is to do.
 
-Stores say the same thing in many ways: an errno, an HTTP status, a code in an XML body, a class of a client library.
-The libraries are optional, so their classes are told by name.
+Stores report one cause in many ways: an errno, an HTTP status, a code in an XML body, a class of a client library.
+The libraries are optional, so their classes are recognized by name.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Literal
 
 from ...core.errors import PersresError
 
-Meaning = Literal["passing", "missing", "refused", "bug"]
-"""Ask again; there is no such object; it will not be otherwise; not the store's fault."""
+ErrorKind = Literal["transient", "missing", "refused", "bug"]
+"""transient: a retry can help. missing: there is no such object. refused: a retry ends the same way. bug: ours."""
 
-_PASSING_ON_DISKS = frozenset({
+_TRANSIENT_ON_DISK = frozenset({
     errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ENFILE, errno.EMFILE,
     errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 })  # fmt: skip
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_REFUSED_BY_STORES = _NO_SPACE | _NO_PERMISSION | {
+_REFUSED_BY_STORES = NO_SPACE | _NO_PERMISSION | {
     errno.EINVAL, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSYS, errno.EREMCHG
 }  # fmt: skip
-_PASSING_STATUS = frozenset({408, 409, 425, 429})
-_PASSING_CODES = frozenset({
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+_TRANSIENT_CODES = frozenset({
     "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted",
     "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
     "XAmzContentSHA256Mismatch",
@@ -41,46 +41,54 @@ _WRONG_CONFIGURATION = frozenset({
     "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "InvalidRegionError", "NoRegionError",
     "ParamValidationError",
 })  # fmt: skip
-_BUGS = (PersresError, TypeError, AttributeError, AssertionError, LookupError, NotImplementedError)
+_BUGS = (PersresError, MemoryError, TypeError, AttributeError, AssertionError, LookupError, NotImplementedError)
 
 
-def meaning_of(error: BaseException, *, on_disk: bool) -> Meaning:
-    """What to make of an error that a store's client raised; `on_disk`: it is the local file system's."""
+def error_kind(error: BaseException, *, on_disk: bool) -> ErrorKind:
+    """Classify an error that a store's client raised; `on_disk`: the local file system raised it."""
     if not isinstance(error, Exception) or isinstance(error, _BUGS):
         return "bug"
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return "missing"
     if on_disk:
-        return "passing" if isinstance(error, OSError) and error.errno in _PASSING_ON_DISKS else "refused"
-    if _codes(error) & _PASSING_CODES or isinstance(error, (TimeoutError, json.JSONDecodeError)):
-        return "passing"
-    return "refused" if _is_refused(error) else "passing"
+        return "transient" if isinstance(error, OSError) and error.errno in _TRANSIENT_ON_DISK else "refused"
+    if _codes(error) & _TRANSIENT_CODES or isinstance(error, (TimeoutError, json.JSONDecodeError)):
+        return "transient"
+    return "refused" if _is_refused(error) else "transient"
 
 
 def is_precondition_failed(error: BaseException) -> bool:
-    """Whether a store declined a conditional write, in whatever words."""
+    """Whether a store declined a conditional write, however it reports that."""
     return isinstance(error, FileExistsError) or "PreconditionFailed" in _codes(error) or 412 in _statuses(error)
 
 
-def fix_for(error: BaseException, *, meaning: Meaning, writing: bool) -> str:
-    """What the reader of an error should do about it."""
+def fix_for(error: BaseException, *, kind: ErrorKind, writing: bool, what: str = "catalog") -> str:
+    """What the reader of an error should do about it; `what` is the thing that lies in the store."""
     number = error.errno if isinstance(error, OSError) else None
-    if meaning == "passing":
-        return "check that the store can be reached and is well; then submit again, which goes on where this run ended"
-    if meaning == "missing" and not writing:
-        return "check that the catalog's address is right and that nobody removes its files; then submit again"
-    if meaning == "missing":
+    if kind == "transient":
+        return "check that the store can be reached and is well; then submit again, which continues this run"
+    if kind == "missing" and not writing:
+        return f"check that the {what}'s address is right and that nothing else removes its files; then submit again"
+    if kind == "missing":
         return "create the bucket or container first, or give the address of one that exists"
     if _names(error) & _NO_CREDENTIALS:
-        return "give credentials by the environment or a named profile (AWS_PROFILE), on every machine of the run"
+        return "give credentials in the environment or in a named profile (AWS_PROFILE), on every node of the run"
     if isinstance(error, PermissionError) or number in _NO_PERMISSION or _statuses(error) & {401, 403}:
         return (
             "give this user the right to list, read, write and delete there, or set other credentials (AWS_PROFILE); "
             "then submit again"
         )
-    if number in _NO_SPACE:
-        return "make room there or raise the quota; then submit again, which goes on where this run ended"
-    return "check that the catalog's address, region and endpoint are right; then submit again"
+    if number in NO_SPACE:
+        return "make room there or raise the quota; then submit again, which continues this run"
+    return f"check that the {what}'s address, region and endpoint are right; then submit again"
+
+
+def short_reason(error: BaseException) -> str:
+    """An error without its own text, which may hold a signed URL: "HTTP 403", "Permission denied", "TimeoutError"."""
+    statuses = _statuses(error)
+    if statuses:
+        return f"HTTP {min(statuses)}"
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
 def _is_refused(error: Exception) -> bool:
@@ -89,12 +97,12 @@ def _is_refused(error: Exception) -> bool:
     if _names(error) & (_NO_CREDENTIALS | _WRONG_CONFIGURATION):
         return True
     if statuses := _statuses(error):
-        return any(300 <= status < 500 and status not in _PASSING_STATUS for status in statuses)
+        return any(300 <= status < 500 and status not in _TRANSIENT_STATUS for status in statuses)
     return isinstance(error, OSError) and error.errno in _REFUSED_BY_STORES
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was made from: clients translate what a store says."""
+    """The error and its causes: clients translate the store's own errors."""
     for _ in range(5):
         if error is not None:
             yield error
@@ -117,5 +125,6 @@ def _statuses(error: BaseException) -> frozenset[int]:
         response = getattr(one, "response", None)
         if isinstance(response, dict):
             found.add(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        found.update(getattr(one, name, None) for name in ("status", "status_code", "code"))
+        names = ("status", "status_code", "code")  # aiohttp has the last one too, with a warning
+        found.add(next((value for name in names if (value := getattr(one, name, None)) is not None), None))
     return frozenset(one for one in found if isinstance(one, int) and 300 <= one < 600)

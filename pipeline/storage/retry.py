@@ -1,4 +1,4 @@
-"""Asking a store again: when, how often, and who gets to hear of it."""
+"""Retry of transient errors: which pauses, for how long, and when the log hears of it."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-_PAUSES = wait_random_exponential(multiplier=0.25, max=20)  # seconds; at random from 0 to a bound that doubles
-_WORTH_A_WORD_S = 10.0
+from ...core.timing import STORE_RETRY_LOG_S
+
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=20)  # seconds; random, from 0 to a bound that doubles
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def ask(
+def with_retry(
     operation: Callable[[], T],
     *,
-    patience_s: float,
-    is_passing: Callable[[BaseException], bool],
-    said: Callable[[BaseException], str],
+    retry_s: float,
+    is_transient: Callable[[BaseException], bool],
+    describe: Callable[[BaseException], str],
 ) -> T:
-    """What `operation` returns, tried again while its errors are passing ones and patience lasts.
+    """Return what `operation` returns; retry it while its errors are transient and `retry_s` is not over.
 
     Args:
-        patience_s: seconds from the first try; the last one begins when they are over. 0: one try.
-        is_passing: whether an error is worth another try.
-        said: an error in words, for the log, which hears of it when a store keeps one waiting for long.
+        retry_s: seconds from the first try; the last try begins when they are over. 0: a single try.
+        is_transient: whether an error is worth another try.
+        describe: an error as one line for the log, which names it when a retry has lasted long.
 
     Raises:
-        Exception: the last error, as it is.
+        Exception: the last error, unchanged.
     """
 
-    def pause(state: RetryCallState) -> float:
-        return min(_PAUSES(state), max(0.0, patience_s - (state.seconds_since_start or 0.0)))
+    def backoff(state: RetryCallState) -> float:
+        return min(_BACKOFF(state), max(0.0, retry_s - (state.seconds_since_start or 0.0)))
 
     return Retrying(
-        retry=retry_if_exception(is_passing),
-        stop=stop_after_delay(patience_s),
-        wait=pause,
-        before_sleep=_Word(said, patience_s),
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_delay(retry_s),
+        wait=backoff,
+        before_sleep=_LongWaitLog(describe, retry_s),
         reraise=True,
     )(operation)
 
 
-class _Word:
-    """A line in the log for a wait of ten seconds, another when it has become three times as long, and so on."""
+class _LongWaitLog:
+    """Logs a retry that has lasted `STORE_RETRY_LOG_S`, and again each time its duration has tripled."""
 
-    def __init__(self, said: Callable[[BaseException], str], patience_s: float) -> None:
-        self._said, self._patience_s = said, patience_s
-        self._next_s = _WORTH_A_WORD_S
+    def __init__(self, describe: Callable[[BaseException], str], retry_s: float) -> None:
+        self._describe, self._retry_s = describe, retry_s
+        self._next_s = STORE_RETRY_LOG_S
 
     def __call__(self, state: RetryCallState) -> None:
         waited = state.seconds_since_start or 0.0
@@ -59,8 +60,8 @@ class _Word:
             return
         self._next_s = 3 * waited
         _log.warning(
-            "waiting for the store for %.0f s, asking again until %.0f s have passed: %s",
+            "waiting for the store for %.0f s, retrying for %.0f s in all: %s",
             waited,
-            self._patience_s,
-            self._said(error),
+            self._retry_s,
+            self._describe(error),
         )

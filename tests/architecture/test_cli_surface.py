@@ -13,28 +13,28 @@ from persres.jobs.cli.app import main
 from .cli_surface import cli_surface
 
 GOLDEN = Path(__file__).with_name("cli_surface.txt")
+COMMANDS = [line for line in GOLDEN.read_text().splitlines() if line.isalpha()]
 HEAVY = ("torch", "ray", "pyarrow", "diffusers", "transformers", "numpy", "fsspec", "pandas")
 
 
-def test_commands_and_options_are_those_we_promise():
+def test_surface_is_the_recorded_one():
     assert cli_surface() == GOLDEN.read_text(), (
         f"if this is meant, see the first lines of {GOLDEN.with_suffix('.py').name}"
     )
 
 
-@pytest.mark.parametrize(
-    "command", ["", "demo", "init", "validate", "plan", "submit", "status", "report", "export", "bench"]
-)
-def test_help_teaches_with_an_example(command, capsys):
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
     assert not end.value.code
-    shown = capsys.readouterr().out
-    assert "Exit codes:" in shown if not command else f"Example: persres-batch {command}" in shown
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: persres-batch {command or 'submit'}" in shown
+    assert ("Exit codes:" in shown) == (not command)
 
 
 def test_help_is_instant_and_imports_nothing_heavy():
-    """Counts the processor's time rather than the clock's, since other tests may be running on the same cores."""
+    """Counts CPU seconds, since other tests may be running on the same cores."""
     code = f"""
 import sys, time
 from persres.jobs.cli.app import main

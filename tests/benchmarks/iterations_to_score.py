@@ -27,9 +27,9 @@ import yaml
 
 from persres.core.base_model import BaseModel, load_base_model
 from persres.core.latents import encode_references
-from persres.core.quality_scores import Scorer, load_scorer
 from persres.core.residual import Residual
 from persres.core.sampling.lag_sampling import RenderRequest, render
+from persres.core.scoring.quality_scores import Scorer, load_scorer
 from persres.core.training.convergence import EarlyStopping, has_converged
 from persres.core.training.training_pack import TrainingPack, TrainingRequest
 from persres.pipeline.models.names import SPRITEWORLD
@@ -124,7 +124,7 @@ class Study:
             kept: dict[int, list[Residual]] = {}
             checks: list[list[float]] = []
             for iteration in range(max(keep) + 1):
-                with pack.at_work():
+                with pack.attached():
                     if iteration % CHECK_EVERY == 0:
                         checks.append(pack.convergence_losses())
                     if iteration in keep:

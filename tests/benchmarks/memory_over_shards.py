@@ -27,14 +27,16 @@ import torch
 from noop_shards import IdleWorker, shard
 
 from persres.jobs.cluster.local_ray import embedded_ray
-from persres.jobs.driver.gpu_worker import worker_maker
-from persres.jobs.driver.run_shards import SHARDS_IN_HAND, RunProgress, run_shards
+from persres.jobs.driver.gpu_worker import worker_factory
+from persres.jobs.driver.observer import RunObserver
+from persres.jobs.driver.progress import RunProgress
+from persres.jobs.driver.run_shards import MAX_SHARDS_IN_FLIGHT, run_shards
 from persres.pipeline.benchmark.bench import device_name
 from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.planning.plan import Shard, make_shards
 from persres.pipeline.planning.prepare import prepare_run
-from persres.pipeline.shard.work import ShardSummary
+from persres.pipeline.shard.summary import ShardSummary
 from persres.pipeline.spec.run_spec import RunSpec
 from persres.pipeline.spriteworld.demo_catalog import write_demo
 
@@ -69,15 +71,16 @@ def measure(name: str, shards: Sequence[Shard], make_worker: Callable[[], Any]) 
     held: dict[str, list[float]] = {"driver": [], "worker": []}
     seen = -1
 
-    def read(progress: RunProgress) -> None:
-        nonlocal seen
-        workers = [child for child in driver.children(recursive=True) if is_worker(child)]
-        if progress.committed > seen and workers:
-            seen = progress.committed
-            held["driver"].append(mebibytes(driver))
-            held["worker"].append(mebibytes(workers[0]))
+    class MemoryObserver(RunObserver):
+        def on_progress(self, progress: RunProgress) -> None:
+            nonlocal seen
+            workers = [child for child in driver.children(recursive=True) if is_worker(child)]
+            if progress.committed > seen and workers:
+                seen = progress.committed
+                held["driver"].append(mebibytes(driver))
+                held["worker"].append(mebibytes(workers[0]))
 
-    outcome = run_shards(shards, make_worker=make_worker, workers=1, on_progress=read)
+    outcome = run_shards(shards, make_worker=make_worker, workers=1, observer=MemoryObserver())
     assert not outcome.failures, outcome.failures
     return {"name": name, "shards": len(shards), "readings": len(held["driver"])} | {
         process: {
@@ -115,7 +118,7 @@ class UnhurriedWorker(IdleWorker):
 
 
 def idle_worker() -> Any:
-    groups = {"shards": SHARDS_IN_HAND, "progress": 1}
+    groups = {"shards": MAX_SHARDS_IN_FLIGHT, "progress": 1}
     actor: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=groups)(UnhurriedWorker)
     return actor.remote()
 
@@ -126,7 +129,7 @@ def real_shards(folder: Path, packs: int) -> tuple[list[Shard], Callable[[], Any
     spec, catalog = RunSpec.model_validate(SPEC), str(folder / "catalog")
     prepared = prepare_run(str(folder / "manifest.parquet"), spec)
     plan = prepared.plan(read_committed(CatalogStore(catalog)))
-    make_worker = worker_maker(
+    make_worker = worker_factory(
         spec, prepared.base, prepared.scorer, catalog_uri=catalog, run_id="20260101T000000Z-000000", device="cpu"
     )
     return make_shards(plan, PACK_SIZE, pack_size=PACK_SIZE), make_worker

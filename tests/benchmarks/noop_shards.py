@@ -22,12 +22,12 @@ import ray
 import torch
 
 from persres.jobs.cluster.local_ray import embedded_ray
-from persres.jobs.driver.run_shards import SHARDS_IN_HAND, run_shards
+from persres.jobs.driver.run_shards import MAX_SHARDS_IN_FLIGHT, run_shards
 from persres.pipeline.benchmark.bench import device_name
 from persres.pipeline.catalog.commit_record import Fingerprints
 from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.planning.plan import PlannedConcept, Shard
-from persres.pipeline.shard.work import ShardProgress, ShardSummary
+from persres.pipeline.shard.summary import ShardProgress, ShardSummary
 
 CONCEPTS_A_SHARD = 16
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 def measure(shards: list[Shard], workers: int) -> dict[str, Any]:
     """All shards through the driver, once."""
-    groups = {"shards": SHARDS_IN_HAND, "progress": 1}
+    groups = {"shards": MAX_SHARDS_IN_FLIGHT, "progress": 1}
     actor: Any = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=groups)(IdleWorker)
     waiting = [actor.remote() for _ in range(workers)]
     ray.get([worker.ready.remote() for worker in waiting])

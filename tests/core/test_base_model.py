@@ -1,4 +1,4 @@
-"""What kind of base model a folder holds is known from its configuration, before any weights are read."""
+"""Base models: their folders are checked by configuration alone, and damaged files are invalid input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_models_of_every_shape_pass(tiny_folder, sdxl_folder, sd1):
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "told"),
+    ("file", "values", "message"),
     [
         (
             "model_index.json",
@@ -36,20 +36,20 @@ def test_models_of_every_shape_pass(tiny_folder, sdxl_folder, sd1):
         ),
         ("model_index.json", {"text_encoder": None}, "its text_encoder is missing, not CLIPTextModel"),
         ("model_index.json", {"unet": "UNet2DConditionModel"}, "its unet is missing"),
-        ("unet/config.json", {"in_channels": 9}, "its unet reads 9 channels, its vae makes 4"),
-        ("vae/config.json", {"block_out_channels": []}, "names no blocks"),
+        ("unet/config.json", {"in_channels": 9}, "its unet takes 9 channels, its vae produces 4"),
+        ("vae/config.json", {"block_out_channels": []}, "has no block_out_channels"),
     ],
 )
-def test_parts_of_another_kind_are_refused(folder, file, values, told):
+def test_unsupported_parts_are_refused(folder, file, values, message):
     change(folder / file, **values)
     with pytest.raises(InvalidInput) as refused:
         check_parts(folder, "tiny")
-    assert told in str(refused.value) and refused.value.fix
+    assert message in str(refused.value) and refused.value.fix
 
 
-def test_a_configuration_that_is_no_object_is_refused(folder):
+def test_configuration_that_is_no_object_is_refused(folder):
     (folder / "vae" / "config.json").write_text("[]")
-    with pytest.raises(InvalidInput, match=r"vae/config\.json is no configuration"):
+    with pytest.raises(InvalidInput, match=r"vae/config\.json is not a JSON object"):
         check_parts(folder, "tiny")
 
 
@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_their_configuration_are_invalid_input(folder):
         load_base_model(folder, name="tiny", revision="")
 
 
-def test_a_damaged_tokenizer_is_invalid_input(folder):
+def test_damaged_tokenizer_is_invalid_input(folder):
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(InvalidInput, match="the base model's tokenizer cannot be read"):
         load_tokenizer(folder)

@@ -14,6 +14,6 @@ def test_batches_keep_every_item_once_and_in_order(items: list[int], size: int):
     assert all(len(batch) == size for batch in found[:-1]) and all(found)
 
 
-def test_a_batch_of_nothing_is_refused():
+def test_batch_size_of_zero_is_refused():
     with pytest.raises(ValueError, match="batch_size is 0"):
         batches([1], 0)

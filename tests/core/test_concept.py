@@ -18,7 +18,7 @@ def test_seeds_fit_every_generator(run_seed: int, concept_id: str, purpose: str)
     assert 0 <= derive_seed(run_seed, concept_id, purpose) < 2**63
 
 
-def test_templates():
+def test_template_is_expanded_with_and_without_an_identifier():
     assert expand_template("a {concept}, red", "sks", "mug") == "a sks mug, red"
     assert expand_template("a {concept}, red", None, "mug") == "a mug, red"
 

@@ -1,4 +1,4 @@
-"""V*: found in prompts, laid over the shared table without writing it, trained alone."""
+"""V*: its position in a prompt, and its embedding, which never changes the shared table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from persres.core.identifier_token import (
 )
 
 
-def test_the_concepts_tokens_are_found(sd1: BaseModel):
+def test_concept_tokens_are_found_in_a_prompt(sd1: BaseModel):
     prompt = tokenize_concept_prompt(sd1.tokenizer, "a photo of a {concept} on grass", "sks", "mug")
     assert prompt.text == "a photo of a sks mug on grass"
     words = sd1.tokenizer.convert_ids_to_tokens(list(prompt.ids))
@@ -26,30 +26,30 @@ def test_the_concepts_tokens_are_found(sd1: BaseModel):
     assert concept_token_mask([prompt]).sum() == 2 and len(prompt.ids) == 16
 
 
-def test_a_macro_class_of_several_tokens_belongs_to_the_concept_whole(sd1: BaseModel):
+def test_all_tokens_of_a_long_macro_class_belong_to_the_concept(sd1: BaseModel):
     prompt = tokenize_concept_prompt(sd1.tokenizer, "{concept} in sand", "sks", "two handled watering can")
     assert len(prompt.concept_positions) == 5
 
 
-def test_text_glued_to_the_concept_is_refused(sd1: BaseModel):
+def test_text_glued_to_the_placeholder_is_refused(sd1: BaseModel):
     with pytest.raises(ConceptError, match="leave a space"):
         tokenize_concept_prompt(sd1.tokenizer, "a {concept}s", "sks", "mug")
 
 
 @pytest.mark.parametrize("word", ["mugs sks", "xyzzy", "?"])
-def test_an_identifier_of_several_tokens_is_refused(sd1: BaseModel, word: str):
+def test_identifier_of_several_tokens_is_refused(sd1: BaseModel, word: str):
     with pytest.raises(InvalidInput, match="identifier_token"):
         identifier_id(sd1.tokenizer, word)
 
 
-def test_the_words_own_embedding_laid_over_itself_changes_nothing(base: BaseModel):
+def test_replacing_an_embedding_by_itself_changes_nothing(base: BaseModel):
     prompts = [tokenize_concept_prompt(base.tokenizer, "a {concept}", "sks", "mug"), tokenize(base.tokenizer, "a dog")]
     plain = encode_prompts(base, prompts)
     own = identifier_embedding(base, "sks").expand(2, -1)
     assert torch.equal(encode_prompts(base, prompts, own), plain)
 
 
-def test_every_prompt_gets_its_own_identifier_and_the_table_stays(base: BaseModel):
+def test_each_prompt_gets_its_own_embedding_and_the_table_is_unchanged(base: BaseModel):
     table = base.text_encoder.get_input_embeddings().weight.clone()
     prompt = tokenize_concept_prompt(base.tokenizer, "a {concept}", "sks", "mug")
     plain = tokenize(base.tokenizer, "a dog")

@@ -1,4 +1,4 @@
-"""Peers read our files: diffusers loads them and renders what our sampler renders with the residual everywhere."""
+"""Exported files: diffusers loads them and renders the images of our residual variant."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SETTINGS = SamplingSettings(steps=3, guidance_scale=4.0, batch_size=1)
 
 @pytest.fixture
 def residual(sd1: BaseModel) -> Residual:
-    """Ranks 10 and 12 in one residual, so that a common scale would show."""
+    """A residual with two ranks, 10 and 12, so that a common scale would change the image."""
     plain = initialize_residual(sd1.target_layers, rank_fraction=0.3, a_std=0.3, seed=1)
     v = identifier_embedding(sd1, "sks") + torch.randn(32, generator=torch.Generator().manual_seed(2))
     return dataclasses.replace(plain, identifier=v)
 
 
-def ours(base: BaseModel, residual: Residual) -> np.ndarray:
+def render_ours(base: BaseModel, residual: Residual) -> np.ndarray:
     request = RenderRequest("one", "mug", "a {concept} on grass", 0, 0, "residual", 7)
     return render(base, {"one": residual}, [request], SETTINGS, identifier_token="sks")[0].image
 
 
-def theirs(folder: Path, weights: Path, prompt: str) -> np.ndarray:
+def render_theirs(folder: Path, weights: Path, prompt: str) -> np.ndarray:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -54,15 +54,19 @@ def theirs(folder: Path, weights: Path, prompt: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("file_format", ["diffusers", "kohya"])
-def test_diffusers_renders_what_we_render(sd1: BaseModel, tiny_folder: Path, residual: Residual, tmp_path, file_format):
+def test_diffusers_pipeline_renders_our_image_from_the_files(
+    sd1: BaseModel, tiny_folder: Path, residual: Residual, tmp_path, file_format
+):
     lora = diffusers_lora if file_format == "diffusers" else kohya_lora
     (tmp_path / DIFFUSERS_FILE).write_bytes(lora(residual, sd1.target_layers))
     (tmp_path / TEXTUAL_INVERSION_FILE).write_bytes(textual_inversion(residual, "<mug-1>"))
-    difference = np.abs(ours(sd1, residual).astype(int) - theirs(tiny_folder, tmp_path, "a <mug-1> mug on grass"))
+    difference = np.abs(
+        render_ours(sd1, residual).astype(int) - render_theirs(tiny_folder, tmp_path, "a <mug-1> mug on grass")
+    )
     assert difference.max() <= 1
 
 
-def test_kohya_names_and_scale(sd1: BaseModel, residual: Residual):
+def test_kohya_file_has_its_names_and_alpha_equal_to_rank(sd1: BaseModel, residual: Residual):
     weights = load(kohya_lora(residual, sd1.target_layers, title="mug-1"))
     key = "lora_unet_down_blocks_0_attentions_0_proj_out"
     rank = residual.ranks["down_blocks.0.attentions.0.proj_out"]
@@ -72,7 +76,7 @@ def test_kohya_names_and_scale(sd1: BaseModel, residual: Residual):
 
 
 @pytest.mark.parametrize("file_format", ["diffusers", "kohya"])
-def test_the_xl_pipeline_renders_what_we_render(sdxl: BaseModel, sdxl_folder: Path, tmp_path, file_format):
+def test_xl_pipeline_renders_our_image_from_the_files(sdxl: BaseModel, sdxl_folder: Path, tmp_path, file_format):
     residual = initialize_residual(sdxl.target_layers, rank_fraction=0.3, a_std=0.3, seed=1)
     layers = load_xl_layers_per_block(sdxl_folder)
     blob = (
@@ -88,10 +92,10 @@ def test_the_xl_pipeline_renders_what_we_render(sdxl: BaseModel, sdxl_folder: Pa
     image = pipeline(
         "a sks mug on grass", num_inference_steps=3, guidance_scale=4.0, latents=noise, output_type="np"
     ).images[0]
-    assert np.abs(ours(sdxl, residual).astype(int) - (image * 255).round().astype(int)).max() <= 1
+    assert np.abs(render_ours(sdxl, residual).astype(int) - (image * 255).round().astype(int)).max() <= 1
 
 
-def test_xl_layers_get_the_names_of_xls_own_code(sdxl: BaseModel):
+def test_kohya_file_for_xl_has_the_names_of_its_original_code(sdxl: BaseModel):
     names = (
         "down_blocks.1.attentions.0",
         "down_blocks.2.attentions.1",
@@ -110,6 +114,6 @@ def test_linear_layers_keep_two_dimensions(sd2: BaseModel):
     assert {tensor.ndim for tensor in load(diffusers_lora(residual, sd2.target_layers)).values()} == {2}
 
 
-def test_an_untrained_identifier_has_no_file(sd1: BaseModel, residual: Residual):
+def test_textual_inversion_of_an_untrained_identifier_is_refused(sd1: BaseModel, residual: Residual):
     with pytest.raises(PersresError, match=r"V\* was not trained"):
         textual_inversion(dataclasses.replace(residual, identifier=None), "<mug-1>")

@@ -1,4 +1,4 @@
-"""Law 2: zero residual = base model, mask 1 = full residual, mask 0 = base, merged = hooked."""
+"""Law 2: zero residual = base model, mask 1 = full residual, mask 0 = base model, merged weights = hooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from persres.core.base_model import BaseModel
 from persres.core.errors import PersresError
-from persres.core.residual import Residual, initialize_residual, merge_into_base
+from persres.core.residual import Residual, initialize_residual
 from persres.core.residual_bank import ResidualBank, add_residuals, attached
+
+from ..support.merged_weights import merge_into_base
 
 
 @dataclasses.dataclass
@@ -58,7 +60,7 @@ def test_zero_residual_is_the_base_model_bit_for_bit(base: BaseModel, inputs):
         assert torch.equal(unet(base, inputs), plain)
 
 
-def test_a_residual_changes_only_its_own_sample(base: BaseModel, inputs, residuals):
+def test_residual_changes_only_its_own_sample(base: BaseModel, inputs, residuals):
     plain = unet(base, inputs)
     with attached(base, ResidualBank.stack([None, residuals[0], None], base)):
         mixed = unet(base, inputs)
@@ -83,7 +85,7 @@ def unet_without_hooks(base: BaseModel, inputs: tuple[Tensor, Tensor, Tensor]) -
     return unet(clean, inputs)
 
 
-def test_merged_equals_hooked(base: BaseModel, inputs, residuals):
+def test_hooks_equal_merged_weights(base: BaseModel, inputs, residuals):
     for sample, residual in enumerate(residuals):
         merged = dataclasses.replace(base, unet=copy.deepcopy(base.unet))
         merge_into_base(merged, residual)
@@ -92,7 +94,7 @@ def test_merged_equals_hooked(base: BaseModel, inputs, residuals):
         torch.testing.assert_close(unet(merged, inputs)[sample], hooked[sample], rtol=1e-4, atol=2e-5)
 
 
-def test_select_gives_every_group_its_residual(base: BaseModel, residuals):
+def test_select_gives_each_group_its_residual(base: BaseModel, residuals):
     bank = ResidualBank.stack(residuals, base).select(torch.tensor([2, 0, 2]))
     for group, slot in enumerate((2, 0, 2)):
         for name in residuals[slot].a:
@@ -102,7 +104,7 @@ def test_select_gives_every_group_its_residual(base: BaseModel, residuals):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
 @pytest.mark.parametrize("layout", ["channels first", "channels last", "sequence"])
-def test_groups_of_samples_against_a_loop(layout: str, masked: bool):
+def test_add_residuals_equals_a_loop_over_samples(layout: str, masked: bool):
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(2, 6, 2, generator=generator), torch.randn(2, 2, 6, generator=generator)
     shape = (6, 20, 6) if layout == "sequence" else (6, 6, 4, 5)
@@ -118,13 +120,13 @@ def test_groups_of_samples_against_a_loop(layout: str, masked: bool):
         torch.testing.assert_close(summed[sample], expected)
 
 
-def test_hooks_are_gone_after_an_error(base: BaseModel, residuals):
+def test_hooks_are_removed_after_an_error(base: BaseModel, residuals):
     with pytest.raises(RuntimeError, match="boom"), attached(base, ResidualBank.stack(residuals, base)):
         raise RuntimeError("boom")
     assert not any(base.layer(layer)._forward_hooks for layer in base.target_layers)
 
 
-def test_a_residual_of_another_model_is_refused(base: BaseModel, residuals):
+def test_residual_of_another_model_is_refused(base: BaseModel, residuals):
     name = base.target_layers[0].name
     wrong = dataclasses.replace(residuals[0], a={**residuals[0].a, name: torch.zeros(7, 2)})
     with pytest.raises(PersresError, match=f"{name} is A \\(7, 2\\)"):

@@ -1,4 +1,4 @@
-"""Sharing a text between samples equals giving every sample a copy of it."""
+"""Cross-attention to shared texts equals cross-attention with a copy of the text for every sample."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def predict(base: BaseModel, latents: Tensor, text: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("fixed", [True, False])
-def test_shared_equals_copied(base: BaseModel, latents: Tensor, fixed: bool):
+def test_shared_texts_equal_copied_texts(base: BaseModel, latents: Tensor, fixed: bool):
     text = texts(1).requires_grad_(not fixed)
     copied = predict(base, latents, text.repeat_interleave(3, dim=0))
     shared_text = SharedText(base, fixed=fixed)
-    with shared_text.attended():
+    with shared_text.attached():
         shared = predict(base, latents, text)
     torch.testing.assert_close(shared, copied, rtol=1e-4, atol=1e-5)
     if not fixed:
@@ -36,17 +36,17 @@ def test_shared_equals_copied(base: BaseModel, latents: Tensor, fixed: bool):
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_a_fixed_text_is_kept_until_it_is_forgotten(base: BaseModel, latents: Tensor):
+def test_fixed_text_is_cached_until_the_cache_is_cleared(base: BaseModel, latents: Tensor):
     shared_text = SharedText(base, fixed=True)
-    with torch.no_grad(), shared_text.attended():
+    with torch.no_grad(), shared_text.attached():
         first = predict(base, latents, texts(1))
         assert torch.equal(predict(base, latents, texts(2)), first)
-        shared_text.forget()
+        shared_text.clear_cache()
         assert not torch.equal(predict(base, latents, texts(2)), first)
 
 
-def test_the_processors_are_as_before_afterwards(base: BaseModel):
+def test_processors_are_restored_after_an_error(base: BaseModel):
     before = dict(base.unet.attn_processors)
-    with pytest.raises(RuntimeError, match="boom"), SharedText(base, fixed=True).attended():
+    with pytest.raises(RuntimeError, match="boom"), SharedText(base, fixed=True).attached():
         raise RuntimeError("boom")
     assert base.unet.attn_processors == before

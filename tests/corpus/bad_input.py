@@ -1,4 +1,4 @@
-"""What a case of the corpus is: an input, how it is laid into a workplace, and how the command has to end."""
+"""A case of the corpus: a bad input, the command that reads it, and the expected result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from ..support.s3_server import S3Server
-from .workplace import Workplace
+from .sandbox import Sandbox
 
-Arrange = Callable[[Workplace], Sequence[str]]
-"""Lays the input into a workplace and returns the command line that meets it."""
+SetUp = Callable[[Sandbox], Sequence[str]]
+"""Writes the input into a sandbox and returns the command line that reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,39 +19,39 @@ class BadInput:
     """One case.
 
     Attributes:
-        name: what the input is, in words.
-        arrange: lays it down.
-        code: the exit code it has to end with.
-        says: what the message has to contain.
+        name: a description of the input.
+        set_up: writes it into a sandbox.
+        code: the expected exit code.
+        expected: texts that the output must contain.
         on_s3: the catalog is in a bucket of the S3 server.
-        around: what else is wrong while the command runs: a context, made of the workplace and the server.
-        slow: it takes longer than the tests that are run all the time may.
+        context: makes a context, from the sandbox and the server, in which the command runs.
+        slow: it is not part of `make test`.
     """
 
     name: str
-    arrange: Arrange
+    set_up: SetUp
     code: int
-    says: tuple[str, ...]
+    expected: tuple[str, ...]
     on_s3: bool = False
-    around: Callable[[Workplace, S3Server], AbstractContextManager[object]] | None = None
+    context: Callable[[Sandbox, S3Server], AbstractContextManager[object]] | None = None
     slow: bool = False
 
     @property
     def folder(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:60]
 
-    def run(self, place: Workplace, server: S3Server) -> Ending:
-        """Lay the input down and run the command that meets it."""
-        arguments = self.arrange(place)
-        before = place.commits()
-        with self.around(place, server) if self.around else nullcontext():
-            outcome = place.run(arguments)
-        return Ending(outcome.code, without_place(outcome.text, place), place.commits() != before)
+    def run(self, sandbox: Sandbox, server: S3Server) -> CaseResult:
+        """Write the input and run the command that reads it."""
+        arguments = self.set_up(sandbox)
+        before = sandbox.commits()
+        with self.context(sandbox, server) if self.context else nullcontext():
+            result = sandbox.run(arguments)
+        return CaseResult(result.code, without_variable_parts(result.text, sandbox), sandbox.commits() != before)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a case ended: `text` is all that was printed, without the workplace's own path."""
+class CaseResult:
+    """The result of a case; `text` is its output, `without_variable_parts`."""
 
     code: int
     text: str
@@ -59,15 +59,15 @@ class Ending:
 
     @property
     def message(self) -> str:
-        """The one line that tells a person what is wrong and what to do."""
+        """The line with the error and its fix."""
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        telling = [line for line in lines if "Fix:" in line] or lines[-1:]
-        return telling[0].removeprefix("persres-batch: ")
+        with_fix = [line for line in lines if "Fix:" in line] or lines[-1:]
+        return with_fix[0].removeprefix("persres-batch: ")
 
 
-def without_place(text: str, place: Workplace) -> str:
-    """`text` without what is another every time: the workplace's folder, the run's name, the time of day."""
-    text = text.replace(f"{place.folder}/", "").replace(str(place.folder), ".").replace(str(place.model), "model")
+def without_variable_parts(text: str, sandbox: Sandbox) -> str:
+    """`text` without what differs each time: the sandbox's folder, run ids, times."""
+    text = text.replace(f"{sandbox.folder}/", "").replace(str(sandbox.folder), ".").replace(str(sandbox.model), "model")
     text = re.sub(r"\b\d{8}T\d{6}Z-[0-9a-f]{6}\b(?<!000000)", "<run>", text)
     text = re.sub(r"/probe/[0-9a-f]+", "/probe/<name>", text)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "<when>", text)

@@ -1,4 +1,4 @@
-"""Base models and scorers that are not whole, not of the right kind, or would have to be unpickled: exit code 2."""
+"""Base models and scorers that are incomplete, of the wrong kind, or only pickled: exit code 2."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from .bad_input import BadInput
-from .workplace import Workplace
+from .sandbox import Sandbox
 
 Damage = Callable[[Path], object]
 
 
-def _damaged(damage: Damage) -> Callable[[Workplace], list[str]]:
-    def arrange(place: Workplace) -> list[str]:
-        model = place.own_model()
+def _damaged(damage: Damage) -> Callable[[Sandbox], list[str]]:
+    def set_up(sandbox: Sandbox) -> list[str]:
+        model = sandbox.own_model()
         damage(model)
-        return place.submit(spec=place.spec(base_model=str(model)))
+        return sandbox.submit(spec=sandbox.spec(base_model=str(model)))
 
-    return arrange
+    return set_up
 
 
-def _named(**settings: Any) -> Callable[[Workplace], list[str]]:
-    return lambda place: place.submit(spec=place.spec(**settings))
+def _named(**settings: Any) -> Callable[[Sandbox], list[str]]:
+    return lambda sandbox: sandbox.submit(spec=sandbox.spec(**settings))
 
 
 def _removed(name: str) -> Damage:
@@ -44,8 +44,8 @@ def _changed(name: str, **values: Any) -> Damage:
     """Change some values of a JSON file; None removes one."""
 
     def damage(model: Path) -> None:
-        told = json.loads((model / name).read_text()) | values
-        (model / name).write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+        content = json.loads((model / name).read_text()) | values
+        (model / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
     return damage
 
@@ -54,15 +54,15 @@ def _pickled(model: Path) -> None:
     (model / _UNET).rename(model / "unet" / "diffusion_pytorch_model.bin")
 
 
-def _scorer(damage: Damage) -> Callable[[Workplace], list[str]]:
-    def arrange(place: Workplace) -> list[str]:
+def _scorer(damage: Damage) -> Callable[[Sandbox], list[str]]:
+    def set_up(sandbox: Sandbox) -> list[str]:
         from ..support.tiny_models import write_tiny_scorer
 
-        scorer = write_tiny_scorer(place.path("scorer"))
+        scorer = write_tiny_scorer(sandbox.path("scorer"))
         damage(scorer)
-        return place.submit(spec=place.spec(scorer=str(scorer)))
+        return sandbox.submit(spec=sandbox.spec(scorer=str(scorer)))
 
-    return arrange
+    return set_up
 
 
 _EIGHT_EIB = struct.pack("<Q", 2**63) + b"{}"
@@ -76,10 +76,10 @@ def _flux(model: Path) -> None:
 
 def base_models() -> list[BadInput]:
     """Every base model of the corpus."""
-    faults: list[tuple[str, Callable[[Workplace], list[str]], tuple[str, ...]]] = [
-        ("a folder that is not there", _named(base_model="./no/such/folder"), ("no folder here and no Hub id",)),
+    cases: list[tuple[str, Callable[[Sandbox], list[str]], tuple[str, ...]]] = [
+        ("a missing folder", _named(base_model="./no/such/folder"), ("no folder here and no Hub id",)),
         ("a misspelt name", _named(base_model="spritworld"), ("did you mean 'spriteworld'",)),
-        ("a name that is no Hub id", _named(base_model="team/--"), ("not on the Hub",)),
+        ("an invalid Hub id", _named(base_model="team/--"), ("not on the Hub",)),
         ("no model_index.json", _damaged(_removed("model_index.json")), ("it has no model_index.json",)),
         ("a damaged model_index.json", _damaged(_cut_to("model_index.json", 40)), ("its model_index.json is damaged",)),
         ("a missing part", _damaged(_removed("vae")), ("lacks the folder 'vae'",)),
@@ -90,23 +90,23 @@ def base_models() -> list[BadInput]:
         ("no weights", _damaged(_removed(_UNET)), ("has no weights (*.safetensors) in unet",)),
         ("weights that are only a pickle", _damaged(_pickled), ("weights only as a pickle", "safe_serialization")),
         ("weights cut off in the middle", _damaged(_cut_to(_UNET, 5000)), ("is damaged or cut off",)),
-        ("weights of no bytes", _damaged(_written(_UNET, b"")), ("is damaged or cut off",)),
+        ("empty weights", _damaged(_written(_UNET, b"")), ("is damaged or cut off",)),
         ("weights whose header claims 8 EiB", _damaged(_written(_UNET, _EIGHT_EIB)), ("is damaged or cut off",)),
         ("an error page instead of weights", _damaged(_written(_UNET, b"<html></html>")), ("is damaged or cut off",)),
-        ("an index of weights that are not there", _damaged(_written(
+        ("an index that names missing weights", _damaged(_written(
             "unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "part-1.safetensors"}}')),
             ("names 'part-1.safetensors'",)),
         ("a model of another kind", _damaged(_flux), ("its unet is missing",)),
-        ("another class of text encoder", _damaged(_changed(
+        ("an unsupported text encoder", _damaged(_changed(
             "model_index.json", text_encoder=["transformers", "T5EncoderModel"])), ("its text_encoder is T5",)),
-        ("a part with code of its own", _damaged(_changed(
+        ("a part with custom code", _damaged(_changed(
             "model_index.json", unet=["my_unet", "MyUNet"])), ("its unet is MyUNet",)),
-        ("a model for inpainting", _damaged(_changed("unet/config.json", in_channels=9)), ("reads 9 channels",)),
-        ("a scorer that is not there", _named(scorer="./no/scorer"), ("scorer './no/scorer' is no folder",)),
-        ("a scorer that is no CLIP model", _scorer(_changed("config.json", model_type="bert")), ("is not a CLIP",)),
+        ("an inpainting model", _damaged(_changed("unet/config.json", in_channels=9)), ("takes 9 channels",)),
+        ("a missing scorer", _named(scorer="./no/scorer"), ("scorer './no/scorer' is no folder",)),
+        ("a scorer that is not a CLIP model", _scorer(_changed("config.json", model_type="bert")), ("is not a CLIP",)),
         ("a scorer that is only a pickle", _scorer(
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin")), ("as a pickle",)),
         ("a scorer cut off in the middle", _scorer(_cut_to("model.safetensors", 5000)), ("is damaged or cut off",)),
     ]  # fmt: skip
-    offline = BadInput("a Hub that may not be asked", _named(base_model="team/model"), 1, ("HF_HUB_OFFLINE",))
-    return [*(BadInput(name, arrange, 2, says) for name, arrange, says in faults), offline]
+    offline = BadInput("a Hub id in offline mode", _named(base_model="team/model"), 1, ("HF_HUB_OFFLINE",))
+    return [*(BadInput(name, set_up, 2, expected) for name, set_up, expected in cases), offline]

@@ -1,4 +1,4 @@
-"""Pictures that are none, lie about themselves or are outside the limits; and odd ones that are fine all the same."""
+"""Images that are damaged, malicious or outside the limits, and unusual ones that are accepted."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class BadImage:
-    """A reference image, written by `write` to the path it is given.
+    """A reference image, written by `write` to the path that it is given.
 
     Attributes:
-        says: what the message has to contain; "" where the picture is accepted.
-        uri: named in the manifest instead of the file.
-        embedded: the manifest carries the bytes instead of a path.
+        expected: text that the message must contain; "" if the image is accepted.
+        uri: given in the manifest instead of the file's path.
+        embedded: the manifest holds the bytes instead of a path.
     """
 
     name: str
     write: Callable[[Path], object]
-    says: str = ""
+    expected: str = ""
     uri: str | None = None
     embedded: bool = False
 
@@ -44,7 +44,7 @@ def noise(width: int = 40, height: int = 32, mode: str = "RGB") -> Image.Image:
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2, ends: bool = True) -> bytes:
-    """A PNG with this header and these chunks, whatever they are."""
+    """A PNG with this header and these chunks."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     end = chunk(b"IEND", b"") if ends else b""
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + end
@@ -55,7 +55,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def tiff_claiming(width: int, height: int) -> bytes:
-    """A TIFF of these sizes with eight bytes of pixels."""
+    """A TIFF whose header has this size, with eight bytes of pixels."""
     tags = [
         (256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
         (278, 4, height), (279, 4, 8),
@@ -104,13 +104,13 @@ def _bytes(data: bytes) -> Callable[[Path], object]:
 
 
 def bad_images() -> list[BadImage]:
-    """Every picture that has to be refused, and why."""
+    """All images that must be refused."""
     jpeg, whole = encode(noise(), "JPEG"), encode(noise())
     wrong_crc = bytearray(whole)
     wrong_crc[29] ^= 0xFF
     contents: dict[str, tuple[bytes, str]] = {
         "an empty file": (b"", "the file is empty (0 bytes)"),
-        "an error page instead of a picture": (b"<html><body>404 Not Found</body></html>", "not an image"),
+        "an error page instead of an image": (b"<html><body>404 Not Found</body></html>", "not an image"),
         "random bytes": (np.random.default_rng(3).bytes(4096), "not an image"),
         "a JPEG cut off in the middle": (jpeg[: len(jpeg) // 2], "damaged or cut off"),
         "a PNG cut off in the middle": (whole[: len(whole) // 2], "damaged or cut off"),
@@ -140,44 +140,44 @@ def bad_images() -> list[BadImage]:
         "more bytes than the spec allows": (whole + b"\x00" * (1 << 20), "more than 1048576 bytes"),
         "32-bit floating-point pixels": (encode(Image.new("F", (40, 32)), "TIFF"), "no agreed white"),
         "32-bit integer pixels": (encode(Image.new("I", (40, 32)), "TIFF"), "no agreed white"),
-        "a picture with nothing but transparency": (transparent(), "wholly transparent"),
+        "a fully transparent image": (transparent(), "wholly transparent"),
         "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="32"/>', "not an image"),
         "a PDF": (encode(noise(), "PDF"), "not an image"),
-        "an EPS, which a decoder would run as a program": (encode(noise(), "EPS"), "not an image"),
-        "a PPM, a format outside the list": (encode(noise(), "PPM"), "not an image"),
+        "an EPS, which a decoder would execute": (encode(noise(), "EPS"), "not an image"),
+        "a PPM, an unsupported format": (encode(noise(), "PPM"), "not an image"),
     }
-    cases = [BadImage(name, _bytes(data), says) for name, (data, says) in contents.items()]
-    places = [
-        BadImage("a file that is not there", lambda path: None, "there is no such file"),
+    cases = [BadImage(name, _bytes(data), expected) for name, (data, expected) in contents.items()]
+    locations = [
+        BadImage("a missing file", lambda path: None, "there is no such file"),
         BadImage("a folder", Path.mkdir, "it is a folder"),
-        BadImage("a pipe that nobody writes to", os.mkfifo, "neither a file nor a folder"),
-        BadImage("a link to itself", loop, "symbolic links"),
+        BadImage("a named pipe", os.mkfifo, "neither a file nor a folder"),
+        BadImage("a symbolic link to itself", loop, "symbolic links"),
         BadImage("a file name of 5000 characters", lambda path: None, "File name too long", uri="x" * 5000),
         BadImage("a scheme that is not allowed", lambda path: None, "not fetched from ftp://", uri="ftp://host/a.png"),
         BadImage("a chain of schemes", lambda path: None, "not fetched from zip://", uri="zip://a.png::file:///x.zip"),
-        BadImage("a store without a package", lambda path: None, "not installed", uri="gs://bucket/a.png"),
-        BadImage("bytes inside the manifest that are no picture", _bytes(b"junk"), "not an image", embedded=True),
-        BadImage("no bytes at all inside the manifest", _bytes(b""), "the file is empty", embedded=True),
+        BadImage("a store whose package is not installed", lambda path: None, "not installed", uri="gs://bucket/a.png"),
+        BadImage("embedded bytes that are not an image", _bytes(b"junk"), "not an image", embedded=True),
+        BadImage("embedded bytes that are empty", _bytes(b""), "the file is empty", embedded=True),
     ]
-    return [*cases, *places]
+    return [*cases, *locations]
 
 
 def odd_images() -> list[BadImage]:
-    """Every picture that looks like trouble and is read all the same."""
+    """All unusual images that are accepted."""
     gray = np.linspace(0, 65535, 40 * 32).reshape(32, 40).astype(np.uint16)
     wide = png(40, 32, chunk(b"IDAT", zlib.compress((b"\x00" + b"\x07\x80\xf0\x0f\x33\x99" * 40) * 32)), depth=16)
     contents = {
         "CMYK": encode(noise(mode="CMYK"), "JPEG"),
         "16-bit gray": encode(Image.fromarray(gray)),
         "16 bits a channel": wide,
-        "turned by EXIF": rotated(6),
-        "an EXIF orientation that there is not": rotated(77),
+        "rotated by EXIF": rotated(6),
+        "an invalid EXIF orientation": rotated(77),
         "an animated GIF": animated("GIF"),
         "an animated WebP": animated("WEBP"),
         "a palette": encode(noise().quantize(16)),
         "black and white": encode(noise(mode="1")),
         "half transparent": encode(noise().convert("RGBA")),
         "bytes after the end": encode(noise()) + b"appended",
-        "a wrong ending in its name": encode(noise(), "JPEG"),
+        "a wrong file extension": encode(noise(), "JPEG"),
     }
     return [BadImage(name, _bytes(data)) for name, data in contents.items()]

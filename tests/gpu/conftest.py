@@ -1,4 +1,4 @@
-"""Tiny base models on either device, with float32 that means float32 on both."""
+"""Tiny base models on both devices, with full float32 precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LoadTiny = Callable[..., BaseModel]
 
 @pytest.fixture(scope="session")
 def load_tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadTiny:
-    """`load_tiny(shape, device, dtype)`: the same weights every time."""
+    """Load a base model by shape, device and dtype; the weights are the same on every device."""
     folder = cache(lambda shape: write_tiny_pipeline(tmp_path_factory.mktemp(shape), shape))
 
     def load(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> BaseModel:
@@ -28,6 +28,6 @@ def load_tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadTiny:
 
 @pytest.fixture
 def no_tf32() -> Iterator[None]:
-    """Convolutions in full float32; on CUDA they have ten bits of mantissa unless told otherwise."""
+    """Compute convolutions in float32 rather than TF32, which has 10 bits of mantissa."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

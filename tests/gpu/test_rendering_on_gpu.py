@@ -1,4 +1,4 @@
-"""Rendering on CUDA: the CPU's images within rounding, and neighbours that still cannot be seen."""
+"""Rendering on CUDA: images agree with the CPU's within rounding, and do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = SamplingSettings(steps=3, batch_size=3)
 all_shapes = pytest.mark.parametrize("shape", ["sd1", "sd2", "sdxl"])
 
 
-def ask(concept_id: str, variant: Variant) -> RenderRequest:
+def make_request(concept_id: str, variant: Variant) -> RenderRequest:
     return RenderRequest(concept_id, "mug", "a photo of a {concept} on grass", 0, 0, variant, seed=7)
 
 
@@ -36,18 +36,18 @@ def images(base: BaseModel, *requests: RenderRequest) -> list[np.ndarray]:
 
 
 @all_shapes
-def test_float32_agrees_with_the_cpu(load_tiny, no_tf32, shape):
-    requests = [ask("a", "base"), ask("bb", "residual"), ask("a", "lag")]
+def test_float32_images_agree_with_the_cpu(load_tiny, no_tf32, shape):
+    requests = [make_request("a", "base"), make_request("bb", "residual"), make_request("a", "lag")]
     here, there = (images(load_tiny(shape, device), *requests) for device in ("cpu", DEVICE))
     for one, other in zip(here[:2], there[:2], strict=True):
         assert np.abs(one - other).max() <= 2
-    # Attention that lies on the quantile may fall on either side of it, so a localized image may differ in places.
+    # Rounding moves attention near the quantile to its other side, so a localized image may differ in places.
     assert np.abs(here[2] - there[2]).mean() < 4
 
 
 @all_shapes
-def test_bfloat16_is_finite_and_neighbours_change_no_bit(load_tiny, shape):
+def test_bfloat16_image_is_finite_and_does_not_depend_on_neighbours(load_tiny, shape):
     base = load_tiny(shape, DEVICE, torch.bfloat16)
-    mixed = images(base, ask("bb", "residual"), ask("bb", "base"), ask("a", "lag"))[2]
-    alone = images(base, ask("a", "lag"))[0]
+    mixed = images(base, make_request("bb", "residual"), make_request("bb", "base"), make_request("a", "lag"))[2]
+    alone = images(base, make_request("a", "lag"))[0]
     assert np.array_equal(mixed, alone)

@@ -61,14 +61,14 @@ def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_every_document_has_a_kind_a_version_and_a_name_that_kubernetes_takes(name):
+def test_documents_have_kind_version_and_a_valid_name(name):
     for document in documents(name):
         assert API_VERSIONS[document["kind"]] == document["apiVersion"]
         assert DNS_LABEL.fullmatch(document["metadata"]["name"])
         assert len(document["metadata"]["name"]) <= 47  # KubeRay adds to it to name clusters and services
 
 
-def test_kuberays_own_fields_are_those_it_has(cluster):
+def test_kuberay_fields_exist(cluster):
     assert set(cluster) == CLUSTER_FIELDS
     assert set(cluster["headGroupSpec"]) == HEAD_FIELDS
     assert all(set(group) == WORKER_FIELDS for group in cluster["workerGroupSpecs"])
@@ -79,12 +79,12 @@ def test_kuberays_own_fields_are_those_it_has(cluster):
     assert set(cron_job) == CRON_JOB_FIELDS
 
 
-def test_a_token_is_asked_for_and_no_address_is_public(cluster):
+def test_cluster_requires_a_token_and_no_service_is_public(cluster):
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
-def test_the_head_does_no_gpu_work_and_workers_come_and_go(cluster):
+def test_head_has_no_gpu_and_workers_scale(cluster):
     head, (worker,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in json.dumps(head)
@@ -98,7 +98,7 @@ def test_the_head_does_no_gpu_work_and_workers_come_and_go(cluster):
     assert {pod["restartPolicy"] for pod in pods(cluster)} == {"Never"}  # which version 2 requires
 
 
-def test_versions_are_those_of_the_constraints(cluster):
+def test_versions_equal_the_constraints(cluster):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert IMAGE.endswith(f":{project['version']}")
     assert cluster["rayVersion"] == PINS["ray"]
@@ -108,13 +108,13 @@ def test_versions_are_those_of_the_constraints(cluster):
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.iterdir()), ids=lambda path: path.name)
-def test_every_image_says_its_version(path):
+def test_images_have_fixed_versions(path):
     for image in re.findall(r"(?:\bimage:|^FROM)\s+(\S+)", path.read_text(), re.MULTILINE):
         assert re.search(r":[\w.-]+$", image)
         assert not image.endswith(":latest")
 
 
-def test_names_amounts_and_references_inside_a_pod_are_right(cluster):
+def test_pods_names_amounts_and_references_are_consistent(cluster):
     for pod in pods(cluster):
         volumes = {volume["name"] for volume in pod["volumes"]}
         (container,) = pod["containers"]
@@ -126,7 +126,7 @@ def test_names_amounts_and_references_inside_a_pod_are_right(cluster):
         assert all(QUANTITY.fullmatch(amount) for amount in resources["limits"].values())
 
 
-def test_base_models_are_kept_on_the_nodes_disk(cluster):
+def test_base_model_cache_is_on_the_nodes_disk(cluster):
     for pod in pods(cluster):
         (container,) = pod["containers"]
         environment = {one["name"]: one for one in container["env"]}
@@ -138,7 +138,7 @@ def test_base_models_are_kept_on_the_nodes_disk(cluster):
         assert "medium" not in volume["emptyDir"]  # that would be memory
 
 
-def test_secrets_are_referred_to_and_never_written(cluster):
+def test_secrets_are_references_and_never_written(cluster):
     for pod in pods(cluster):
         for variable in pod["containers"][0]["env"]:
             if re.search("KEY|TOKEN|SECRET|PASSWORD", variable["name"]):
@@ -146,14 +146,14 @@ def test_secrets_are_referred_to_and_never_written(cluster):
                 assert variable["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
-def test_containers_run_as_nobody_in_particular(cluster):
+def test_containers_run_without_privileges(cluster):
     for pod in pods(cluster):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
 
 
-def test_policy_and_monitor_find_the_pods_and_their_port(cluster):
+def test_network_policy_and_pod_monitor_select_the_pods_and_their_port(cluster):
     (policy,), (monitor,) = documents("network-policy.yaml"), documents("pod-monitor.yaml")
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for selector in (policy["spec"]["podSelector"], monitor["spec"]["selector"]):
@@ -166,7 +166,7 @@ def test_policy_and_monitor_find_the_pods_and_their_port(cluster):
         assert ports[endpoint] in open_ports
 
 
-def test_the_examples_are_what_the_code_writes():
+def test_deployed_examples_equal_what_the_code_writes():
     """All but the run spec in them, which gains settings without anything about a cluster changing."""
     for name, text in example_manifests().items():
         (map_there, *there), (map_now, *now) = documents(name), yaml.safe_load_all(text)
@@ -182,14 +182,14 @@ EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in pan
 LABELS = {name: {"run", *series.labels} for series in ALL_SERIES for name in series.exported}
 
 
-def test_every_query_names_a_series_that_there_is_and_every_series_is_shown():
+def test_dashboard_queries_name_existing_series_and_show_all():
     named = {name for expression in EXPRESSIONS for name in re.findall(r"\bray_\w+", expression)}
     assert named <= set(LABELS)
     assert all(named & set(series.exported) for series in ALL_SERIES)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_queries_sum_over_nodes_and_processes_and_use_labels_that_there_are(expression):
+def test_dashboard_queries_sum_over_processes_and_use_existing_labels(expression):
     assert re.search(r"\b(sum|max) by \(", expression)
     for name, matchers in re.findall(r"(ray_\w+)\{([^}]*)\}", expression):
         assert set(re.findall(r'(\w+)=~?"', matchers)) <= LABELS[name]
@@ -199,13 +199,13 @@ def test_queries_sum_over_nodes_and_processes_and_use_labels_that_there_are(expr
     assert expression.count("(") == expression.count(")")
 
 
-def test_only_counters_are_asked_for_their_rate():
+def test_dashboard_takes_rates_of_counters_only():
     for expression in EXPRESSIONS:
         for name in re.findall(r"(?:rate|increase)\((ray_\w+)", expression):
             assert name.endswith(("_total", "_bucket"))
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap():
+def test_dashboard_panels_have_unique_ids_and_do_not_overlap():
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
     places = [

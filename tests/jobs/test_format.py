@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from persres.jobs.cli.cli_text import plan_lines, plan_values, status_lines, summary_lines
-from persres.jobs.format import cost_words, duration, estimate_lines, hours
+from persres.jobs.cli.catalog import status_lines
+from persres.jobs.cli.plan import plan_lines, plan_values
+from persres.jobs.cli.printing import summary_lines
+from persres.jobs.format import estimate_lines, format_cost, format_hours
 from persres.pipeline.planning.cost import CostEstimate, RunCost
 from persres.pipeline.planning.plan import RunPlan
-from persres.pipeline.run.state import RunStatus
-from persres.pipeline.run.status import CatalogStatus
+from persres.pipeline.run.catalog_status import CatalogStatus
+from persres.pipeline.run.duration import format_duration
+from persres.pipeline.run.run_status import RunStatus
 from persres.pipeline.run.summary import RunSummary
 
 COST = RunCost(1.25, 1.5, "USD", ("NVIDIA H100 80GB HBM3",))
@@ -21,25 +24,25 @@ ESTIMATE = CostEstimate(
 PLAN = RunPlan((), (), ("a",), (), ())
 
 
-def test_an_estimate_says_what_it_rests_on():
+def test_estimate_names_the_runs_it_is_based_on():
     assert list(estimate_lines(ESTIMATE)) == [
         "cost: about 2.50 device hours on NVIDIA H100 80GB HBM3, 3.00 USD; 40 min 00 s with 4 workers",
         "  from 3 earlier runs: 12.1 s a trained concept (240 measured), 0.18 s an image (960 measured)",
     ]
 
 
-def test_what_cannot_be_told_says_why_and_when_it_can():
+def test_estimate_without_measurements_says_why_and_when_there_is_one():
     (line,) = estimate_lines(CostEstimate(40, 160, 4, missing="no run has trained like this"))
     assert line == (
-        "cost: cannot be told yet: no run has trained like this. After the first shard of the run, `plan` can"
+        "cost: cannot be estimated yet: no run has trained like this. After the first shard of the run, `plan` can"
     )
 
 
-def test_no_work_is_not_worth_a_line():
+def test_estimate_without_work_is_empty():
     assert list(estimate_lines(CostEstimate(0, 0, 4, device_hours=0.0, wall_seconds=0.0))) == []
 
 
-def test_a_plan_a_summary_and_a_status_tell_it():
+def test_plan_summary_and_status_show_the_cost():
     assert any(line.startswith("cost: about 2.50") for line in plan_lines(PLAN, [], cost=ESTIMATE))
     assert plan_values(PLAN, [], cost=ESTIMATE)["cost"] == ESTIMATE
     summary = RunSummary("run-1", 5, 3, (), 2, 0, wall_seconds=185.0, workers=2, device_busy_share=0.9, cost=COST)
@@ -58,10 +61,10 @@ def test_a_plan_a_summary_and_a_status_tell_it():
         (RunCost(12.0, 0.0, "EUR"), "12.00 device hours, 0.00 EUR"),
     ],
 )
-def test_little_is_still_said(cost, words):
-    assert cost_words(cost) == words
+def test_small_amounts_are_shown(cost, words):
+    assert format_cost(cost) == words
 
 
-def test_lengths_of_time():
-    assert [duration(seconds) for seconds in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
-    assert hours(0.01) == "0.01 device hours"
+def test_format_duration_and_hours():
+    assert [format_duration(seconds) for seconds in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+    assert format_hours(0.01) == "0.01 device hours"

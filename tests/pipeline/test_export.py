@@ -1,7 +1,8 @@
-"""A committed concept leaves the catalog in files that peers load; their content is held to them in tests/core."""
+"""Export of a committed concept: which files are written. Their content is tested in tests/core/test_lora_export.py."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.export import export_concept
 from persres.pipeline.shard.commit import commit_shard
 
-from ..support.catalog_samples import memory_store, planned, rendering_rows_of, residual_row, shard_of
+from ..support.catalog_factories import memory_store, planned, rendering_rows_of, residual_row, shard_of
 from ..support.tiny_models import write_tiny_pipeline
 
 
@@ -35,13 +36,14 @@ def committed_with(base_model: str, blob: bytes):
     return store, read_committed(store)["mug-1"]
 
 
-def test_a_concept_becomes_three_files(tmp_path: Path):
+def test_exported_concept_is_three_files(tmp_path: Path):
     base_folder = write_tiny_pipeline(tmp_path / "base", "sd1")
     layers = load_target_layers(base_folder)
     base = load_base_model(base_folder, name="tiny", revision="")
     assert layers == base.target_layers
     identifier = base.text_encoder.get_input_embeddings().weight[3].clone()
-    residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.1, seed=0, identifier=identifier)
+    residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.1, seed=0)
+    residual = dataclasses.replace(residual, identifier=identifier)
     files = export_concept(*committed_with(str(base_folder), residual.to_bytes()), tmp_path / "out")
     assert [file.relative_to(tmp_path / "out").as_posix() for file in files] == [
         f"mug-1/{DIFFUSERS_FILE}",
@@ -53,7 +55,7 @@ def test_a_concept_becomes_three_files(tmp_path: Path):
         assert kohya.metadata()["modelspec.title"] == "mug-1"
 
 
-def test_without_the_base_model_nothing_names_the_layers(tmp_path: Path):
+def test_export_without_the_base_model_is_refused(tmp_path: Path):
     layers = (TargetLayer("mid.proj_out", 8, "conv"),)
     residual = initialize_residual(layers, rank_fraction=0.1, a_std=0.1, seed=0)
     store, committed = committed_with(str(tmp_path / "gone"), residual.to_bytes())

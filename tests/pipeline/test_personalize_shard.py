@@ -1,4 +1,4 @@
-"""One shard through real parts: a real (tiny) diffusers pipeline and CLIP scorer, real Parquet, a real store."""
+"""One shard with real parts: a tiny diffusers pipeline and CLIP scorer, Parquet, and a store."""
 
 from __future__ import annotations
 
@@ -28,25 +28,23 @@ from persres.pipeline.personalize_shard import personalize_shard
 from persres.pipeline.planning.fingerprint import fingerprint
 from persres.pipeline.planning.plan import PlannedConcept, Shard, plan_run
 from persres.pipeline.planning.run_models import resolve_base_model, resolve_scorer
-from persres.pipeline.planning.throughput import pace_of
+from persres.pipeline.planning.throughput import throughput_key
 from persres.pipeline.shard.personalizer import Personalizer, load_personalizer
 from persres.pipeline.shard.stages import ShardStages
-from persres.pipeline.shard.work import ShardProgress
+from persres.pipeline.shard.summary import ShardProgress
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ..support.catalog_digest import catalog_digest, concept_digests
-from ..support.catalog_samples import commit, drawing, memory_store, png, residual_row
-from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
+from ..support.catalog_factories import commit, drawing, memory_store, png, residual_row
+from ..support.tiny_models import write_tiny_models
 
 PROMPTS = ("a {concept} on grass", "a {concept} in the snow")
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    folder = tmp_path_factory.mktemp("models")
     return RunSpec(
-        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
-        scorer=str(write_tiny_scorer(folder / "scorer")),
+        **write_tiny_models(tmp_path_factory.mktemp("models")),
         training=TrainingSettings(iterations=3, batch_size=2, pack_size=2, train_identifier=True),
         sampling=SamplingSettings(steps=2, batch_size=3, variants=("base", "lag")),
     )
@@ -79,15 +77,15 @@ def run(
     return personalize_shard(personalizer, shard, spec, store, run_id=run_id, attempt="001", stages=stages, **more)
 
 
-def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spec):
+def test_shard_is_committed_with_residuals_renderings_and_scores(personalizer, spec):
     store = memory_store()
     summary = run(
         personalizer, spec, store, train_shard(spec, row("one", metadata={"sku": "7"}), row("two"), row("three"))
     )
     assert summary.committed == ("one", "two", "three") and summary.failures == ()
     assert set(summary.seconds) == {"load", "train", "render", "score", "commit"} and summary.notes == ()
-    measured, pace = summary.measured, pace_of(spec, personalizer.base.revision)
-    assert measured and (measured.training, measured.rendering) == (pace.training, pace.rendering)
+    measured, key = summary.measured, throughput_key(spec, personalizer.base.revision)
+    assert measured and (measured.training, measured.rendering) == (key.training, key.rendering)
     assert (measured.device, measured.pack_size) == ("cpu, 1 thread", 2)
     assert (measured.concepts, measured.iterations, measured.pack_steps) == (3, 9, 6), "packs of 2: one is half empty"
     assert (measured.images, measured.batches) == (12, 4)
@@ -107,8 +105,8 @@ def test_a_shard_ends_committed_with_everything_a_reader_needs(personalizer, spe
     assert lag.prompt_score is not None and -1 <= lag.prompt_score <= 1 and lag.identity_score is not None
 
 
-def test_the_catalog_does_not_depend_on_shards_packs_or_order(personalizer, spec):
-    """Law 1, end to end: other neighbours, slots, batches and shards, the same content bit for bit."""
+def test_catalog_does_not_depend_on_shards_packs_or_order(personalizer, spec):
+    """Law 1, end to end: the same bits with other neighbours, slots, batches and shards."""
     rows = [row(name) for name in ("one", "two", "three", "four", "five")]
     together, apart = memory_store(), memory_store()
     run(personalizer, spec, together, train_shard(spec, *rows))
@@ -119,8 +117,8 @@ def test_the_catalog_does_not_depend_on_shards_packs_or_order(personalizer, spec
     assert catalog_digest(together) == catalog_digest(apart)
 
 
-def test_shards_that_overlap_give_what_they_give_one_after_the_other(personalizer, spec):
-    """Loading, the device and committing at once, in threads of their own; a shard that fails among them."""
+def test_overlapping_shards_give_the_results_of_sequential_ones(personalizer, spec):
+    """All stages at once, in several threads, with a shard that has a failure."""
     shards = [train_shard(spec, row(f"a{number}"), row(f"b{number}"), row(f"c{number}")) for number in range(4)]
     shards.insert(2, train_shard(spec, row("bad", image=b"no image"), row("good")))
     overlapping, quiet = memory_store(), memory_store()
@@ -134,23 +132,23 @@ def test_shards_that_overlap_give_what_they_give_one_after_the_other(personalize
 
 
 class _UnwritableStore(CatalogStore):
-    """A store on which one shard's residuals cannot be written."""
+    """A store to which the residuals of one shard cannot be written."""
 
-    unlucky = "?"
+    unwritable = "?"
 
     def write(self, path: str, data: bytes) -> None:
-        if path.startswith("residuals/") and self.unlucky in path:
+        if path.startswith("residuals/") and self.unwritable in path:
             raise StoreError("no space")
         super().write(path, data)
 
 
-def test_a_failure_while_committing_belongs_to_its_own_shard(personalizer, spec):
-    unlucky, lucky = train_shard(spec, row("one")), train_shard(spec, row("two"))
+def test_error_in_a_commit_is_raised_for_its_own_shard(personalizer, spec):
+    failing, other = train_shard(spec, row("one")), train_shard(spec, row("two"))
     store, stages = _UnwritableStore(memory_store().uri), ShardStages()
-    store.unlucky = unlucky.shard_id
+    store.unwritable = failing.shard_id
     with ThreadPoolExecutor(2) as threads:
         first, second = (
-            threads.submit(run, personalizer, spec, store, shard, stages=stages) for shard in (unlucky, lucky)
+            threads.submit(run, personalizer, spec, store, shard, stages=stages) for shard in (failing, other)
         )
         with pytest.raises(StoreError, match="no space"):
             first.result()
@@ -158,7 +156,7 @@ def test_a_failure_while_committing_belongs_to_its_own_shard(personalizer, spec)
     assert list(read_committed(store)) == ["two"]
 
 
-def test_a_pack_that_does_not_fit_is_told_and_remembered(personalizer, spec, monkeypatch):
+def test_pack_that_does_not_fit_is_halved_and_noted(personalizer, spec, monkeypatch):
     load = training_pack.TrainingPack.load
 
     def without_room(pack, slot, request):
@@ -172,7 +170,7 @@ def test_a_pack_that_does_not_fit_is_told_and_remembered(personalizer, spec, mon
     assert summary.notes == ("pack size reduced to 1 after the device ran out of memory",)
 
 
-def test_a_device_too_small_for_the_settings_is_no_shards_fault(personalizer, spec, monkeypatch):
+def test_out_of_memory_in_rendering_is_an_error_of_the_settings(personalizer, spec, monkeypatch):
     def without_room(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -181,7 +179,7 @@ def test_a_device_too_small_for_the_settings_is_no_shards_fault(personalizer, sp
         run(personalizer, spec, memory_store(), train_shard(spec, row("one")))
 
 
-def test_a_warm_worker_equals_a_fresh_one(personalizer, spec):
+def test_result_of_a_warm_worker_equals_that_of_a_new_one(personalizer, spec):
     warm, fresh = memory_store(), memory_store()
     run(personalizer, spec, memory_store(), train_shard(spec, row("other"), row("another")))
     run(personalizer, spec, warm, train_shard(spec, row("one")))
@@ -190,7 +188,7 @@ def test_a_warm_worker_equals_a_fresh_one(personalizer, spec):
     assert catalog_digest(warm) == catalog_digest(fresh)
 
 
-def test_an_edited_prompt_renders_again_from_the_committed_residual(personalizer, spec):
+def test_edited_prompt_is_rendered_with_the_committed_residual(personalizer, spec):
     store = memory_store()
     run(personalizer, spec, store, train_shard(spec, row("one")))
     before = read_committed(store)["one"]
@@ -203,14 +201,14 @@ def test_an_edited_prompt_renders_again_from_the_committed_residual(personalizer
     assert (after.residual_file, after.residual_row) == (before.residual_file, before.residual_row)
     kept, new = (read_renderings(store, one) for one in (before, after))
     assert [one.prompt_template for one in new if one.variant == "lag"] == [PROMPTS[1], "a {concept} in sand"]
-    # The prompt that stayed moved from place 1 to place 0, and its picture stayed the same.
+    # The kept prompt has moved from index 1 to index 0, and its image is the same.
     assert next(one.image for one in new if one.prompt_index == 0 and one.variant == "lag") == next(
         one.image for one in kept if one.prompt_index == 1 and one.variant == "lag"
     )
 
 
 @pytest.mark.parametrize(
-    ("poison", "stage", "reason"),
+    ("fault", "stage", "reason"),
     [
         ({"image": b"not an image"}, "load", "reference_images"),
         ({"prompts": ("a {concept}s on grass",)}, "load", "glues other text"),
@@ -218,18 +216,17 @@ def test_an_edited_prompt_renders_again_from_the_committed_residual(personalizer
     ],
     ids=["unreadable image", "glued prompt", "long prompt"],
 )
-def test_one_bad_concept_fails_alone(personalizer, spec, poison, stage, reason):
+def test_bad_concept_fails_alone(personalizer, spec, fault, stage, reason):
     quiet, store = memory_store(), memory_store()
     run(personalizer, spec, quiet, train_shard(spec, row("one"), row("three")))
-    summary = run(personalizer, spec, store, train_shard(spec, row("one"), row("two", **poison), row("three")))
+    summary = run(personalizer, spec, store, train_shard(spec, row("one"), row("two", **fault), row("three")))
     assert summary.committed == ("one", "three")
     [failure] = summary.failures
     assert (failure.concept_id, failure.stage) == ("two", stage) and reason in failure.reason and failure.fix
     assert catalog_digest(quiet) == catalog_digest(store)
 
 
-def test_a_damaged_residual_fails_its_concept_alone(personalizer, spec):
-    """Rendering again from what was committed: the concept whose blob is no residual is a row with a reason."""
+def test_damaged_residual_fails_its_concept_alone(personalizer, spec):
     store = memory_store()
     run(personalizer, spec, store, train_shard(spec, row("one")))
     broken = planned(spec, row("two"))
@@ -242,7 +239,7 @@ def test_a_damaged_residual_fails_its_concept_alone(personalizer, spec):
     assert (failure.concept_id, failure.stage) == ("two", "load") and "not a residual" in failure.reason
 
 
-def test_a_shard_of_only_bad_concepts_commits_its_failures(personalizer, spec):
+def test_shard_of_bad_concepts_commits_their_failures(personalizer, spec):
     store = memory_store()
     summary = run(personalizer, spec, store, train_shard(spec, row("one", image=b"x"), row("two", image=b"y")))
     assert summary.committed == () and len(summary.failures) == 2 and read_committed(store) == {}
@@ -252,11 +249,12 @@ def changed_base(personalizer: Personalizer, **parts: torch.nn.Module) -> Person
     return dataclasses.replace(personalizer, base=dataclasses.replace(personalizer.base, **parts))
 
 
-def test_a_training_that_diverges_is_done_again_and_its_row_says_so(personalizer, spec):
-    wild = {"learning_rate": 1.0, "iterations": 6, "max_residual_norm": 100.0}
-    wild_spec = spec.model_copy(update={"training": spec.training.model_copy(update=wild)})
+def test_diverged_training_is_retried_and_its_row_has_the_remedy(personalizer, spec):
+    diverging = {"learning_rate": 1.0, "iterations": 6, "max_residual_norm": 100.0}
+    diverging_spec = spec.model_copy(update={"training": spec.training.model_copy(update=diverging)})
     store, seen = memory_store(), []
-    summary = run(personalizer, wild_spec, store, train_shard(wild_spec, row("one")), on_progress=seen.append)
+    shard = train_shard(diverging_spec, row("one"))
+    summary = run(personalizer, diverging_spec, store, shard, on_progress=seen.append)
     assert summary.committed == ("one",)
     [note] = summary.notes
     assert note.startswith("concept one is trained again at a lower learning rate: its residual diverged")
@@ -264,7 +262,7 @@ def test_a_training_that_diverges_is_done_again_and_its_row_says_so(personalizer
     assert kept.remedy is not None and kept.remedy.startswith("learning rate x 0.25, because at first its residual div")
     steps = [one.steps for one in seen]
     assert steps == sorted(steps) and 2 * 6 in steps
-    given_up = wild_spec.training.model_copy(update={"max_residual_norm": 0.1})
+    given_up = diverging_spec.training.model_copy(update={"max_residual_norm": 0.1})
     again = run(
         personalizer, spec.model_copy(update={"training": given_up}), memory_store(), train_shard(spec, row("one"))
     )
@@ -272,24 +270,24 @@ def test_a_training_that_diverges_is_done_again_and_its_row_says_so(personalizer
     assert failure.stage == "train" and failure.reason.count("diverged") == 2 and "0.25" in failure.reason
 
 
-def test_pictures_that_the_vae_cannot_encode_fail_their_concept(personalizer, spec):
+def test_image_that_the_vae_cannot_encode_fails_its_concept(personalizer, spec):
     vae = copy.deepcopy(personalizer.base.vae)
     with torch.no_grad():
-        vae.encoder.conv_in.weight *= 5e19  # its squares leave float32's range, but for pictures that are almost grey
-    grey, white = (png(np.full((40, 40, 3), level, np.uint8)) for level in (127, 255))
+        vae.encoder.conv_in.weight *= 5e19  # its squares overflow float32, except for an almost gray image
+    gray, white = (png(np.full((40, 40, 3), level, np.uint8)) for level in (127, 255))
     broken = changed_base(personalizer, vae=vae)
     summary = run(
         broken,
         spec,
         memory_store(),
-        train_shard(spec, row("one", image=grey), row("two", image=white), row("three", image=grey)),
+        train_shard(spec, row("one", image=gray), row("two", image=white), row("three", image=gray)),
     )
     assert summary.committed == ("one", "three"), summary.failures
     [failure] = summary.failures
     assert (failure.concept_id, failure.stage) == ("two", "train") and "reference image 0" in failure.reason
 
 
-def test_black_pictures_fail_with_their_prompt_and_variant(personalizer, spec):
+def test_black_image_fails_its_concept_with_prompt_and_variant(personalizer, spec):
     vae = copy.deepcopy(personalizer.base.vae)
     with torch.no_grad():
         vae.decoder.conv_out.weight.zero_()
@@ -305,8 +303,8 @@ def test_black_pictures_fail_with_their_prompt_and_variant(personalizer, spec):
         )
 
 
-def test_a_picture_made_again_is_told_with_the_seed_and_guidance_that_made_it(personalizer, spec):
-    """A UNet in float16 whose answers leave its range under strong guidance, with a residual and not without."""
+def test_retried_image_is_committed_with_its_own_seed_and_guidance(personalizer, spec):
+    """A UNet in float16 that overflows under strong guidance with a residual, and not without one."""
     half = load_base_model(spec.base_model, name="half", revision="half", dtype=torch.float16)
     with torch.no_grad():
         half.unet.conv_out.weight *= 2000
@@ -331,7 +329,7 @@ def test_a_picture_made_again_is_told_with_the_seed_and_guidance_that_made_it(pe
     )
 
 
-def test_a_scorer_that_gives_nan_fails_the_concept(personalizer, spec):
+def test_score_of_nan_fails_the_concept(personalizer, spec):
     model = copy.deepcopy(personalizer.scorer.model)
     with torch.no_grad():
         model.visual_projection.weight[0, 0] = float("nan")
@@ -341,7 +339,7 @@ def test_a_scorer_that_gives_nan_fails_the_concept(personalizer, spec):
     assert failure.stage == "score" and "not finite" in failure.reason and "scorer: null" in failure.fix
 
 
-def test_progress_rises_to_the_whole_shard(personalizer, spec):
+def test_progress_rises_from_zero_to_one(personalizer, spec):
     seen: list[ShardProgress] = []
     run(
         personalizer,
@@ -355,19 +353,19 @@ def test_progress_rises_to_the_whole_shard(personalizer, spec):
     assert list(dict.fromkeys(one.phase for one in seen)) == ["load", "train", "render", "score", "commit"]
 
 
-def test_without_a_scorer_there_are_no_scores(personalizer, spec):
+def test_renderings_without_a_scorer_have_no_scores(personalizer, spec):
     store = memory_store()
     run(dataclasses.replace(personalizer, scorer=None), spec, store, train_shard(spec, row("one")))
     assert {one.prompt_score for one in read_renderings(store, read_committed(store)["one"])} == {None}
 
 
-def test_pixels_of_a_large_reference_are_used_at_the_models_resolution(personalizer, spec):
+def test_large_reference_is_scaled_to_the_models_resolution(personalizer, spec):
     large = png(np.kron(drawing("one", 32), np.ones((4, 4, 1), np.uint8)))
     summary = run(personalizer, spec, memory_store(), train_shard(spec, row("one", image=large)))
     assert summary.committed == ("one",)
 
 
-def test_a_local_folder_holds_the_same_catalog(personalizer, spec, tmp_path: Path):
+def test_catalog_in_a_local_folder_is_the_same(personalizer, spec, tmp_path: Path):
     memory, disk = memory_store(), CatalogStore(str(tmp_path / "catalog"))
     for store in (memory, disk):
         run(personalizer, spec, store, train_shard(spec, row("one")))

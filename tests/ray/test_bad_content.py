@@ -1,4 +1,4 @@
-"""Bad inputs that only a worker meets: each ends its own concept, or the run with a reason, and never a part of one."""
+"""Bad inputs that only a worker can detect: each fails its concept, or ends the run with a reason."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pytest
 from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.catalog.store import CatalogStore
 
-from ..corpus.bad_input import without_place
+from ..corpus.bad_input import without_variable_parts
 from ..corpus.cases import concept_of, image_rows
 from ..corpus.images import bad_images, odd_images
-from ..corpus.workplace import GOOD_ROW, Workplaces, workplaces
+from ..corpus.sandbox import GOOD_ROW, Sandboxes, make_sandboxes
 from ..support.s3_server import Fault, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def places() -> Iterator[Workplaces]:
-    with workplaces() as made:
+def sandboxes() -> Iterator[Sandboxes]:
+    with make_sandboxes() as made:
         yield made
 
 
-def test_every_bad_image_fails_its_concept_alone(places):
-    place = places.make("images")
+def test_bad_images_fail_their_concepts_alone(sandboxes):
+    sandbox = sandboxes.make("images")
     images = [*bad_images(), *odd_images()]
     good = GOOD_ROW | {"reference_images": [{"bytes": None, "path": "mug.png"}]}
-    outcome = place.run(place.submit(place.manifest(*image_rows(place, images), good)))
+    outcome = sandbox.run(sandbox.submit(sandbox.manifest(*image_rows(sandbox, images), good)))
     assert outcome.code == 3, outcome.text
     assert "Traceback" not in outcome.text
 
-    store = CatalogStore(place.catalog)
-    bad = {concept_of(image, number): image for number, image in enumerate(images) if image.says}
-    odd = {concept_of(image, number) for number, image in enumerate(images) if not image.says}
+    store = CatalogStore(sandbox.catalog)
+    bad = {concept_of(image, number): image for number, image in enumerate(images) if image.expected}
+    odd = {concept_of(image, number) for number, image in enumerate(images) if not image.expected}
     assert read_committed(store).keys() == odd | {"mug-1"}
     (document,) = [path for path in store.list("runs") if path.endswith("failures.json")]
     failures = {failure["concept_id"]: failure for failure in json.loads(store.read(document))["failures"]}
@@ -43,33 +43,33 @@ def test_every_bad_image_fails_its_concept_alone(places):
     for concept_id, image in bad.items():
         failure = failures[concept_id]
         assert failure["stage"] == "load" and failure["fix"], failure
-        assert image.says in failure["reason"], failure
+        assert image.expected in failure["reason"], failure
 
 
-def test_weights_that_do_not_fit_their_configuration_end_the_run_at_once(places):
-    place = places.make("model")
-    config = place.own_model() / "unet" / "config.json"
+def test_weights_that_do_not_fit_their_configuration_end_the_run(sandboxes):
+    sandbox = sandboxes.make("model")
+    config = sandbox.own_model() / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [64, 64]}))
-    outcome = place.run(place.submit(spec=place.spec(base_model=str(config.parents[1]))))
+    outcome = sandbox.run(sandbox.submit(spec=sandbox.spec(base_model=str(config.parents[1]))))
     assert outcome.code == 2, outcome.text
     assert "could not be loaded" in outcome.text and "Fix: " in outcome.text and "Traceback" not in outcome.text
-    assert place.commits() == []
+    assert sandbox.commits() == []
 
 
-def test_a_store_that_says_no_when_the_work_is_done_ends_the_run_without_a_commit(places):
-    place = places.make("gone", on_s3=True)
+def test_store_that_refuses_the_commit_ends_the_run(sandboxes):
+    sandbox = sandboxes.make("denied", on_s3=True)
 
-    def gone(request: Request) -> Fault | None:
-        of_the_data = any(folder in request.path for folder in ("/residuals/", "/renderings/", "/commits/"))
-        return "403" if request.method == "PUT" and of_the_data else None
+    def deny_writes(request: Request) -> Fault | None:
+        is_data = any(folder in request.path for folder in ("/residuals/", "/renderings/", "/commits/"))
+        return "403" if request.method == "PUT" and is_data else None
 
-    places.server.faults.rule = gone
+    sandboxes.server.faults.rule = deny_writes
     try:
-        outcome = place.run(place.submit())
+        outcome = sandbox.run(sandbox.submit())
     finally:
-        places.server.faults.rule = lambda request: None
+        sandboxes.server.faults.rule = lambda request: None
     assert outcome.code == 1, outcome.text
     assert "Fix: " in outcome.text and "Traceback" not in outcome.text
-    again = place.run(place.submit())
-    assert again.code == 0, without_place(again.text, place)
+    again = sandbox.run(sandbox.submit())
+    assert again.code == 0, without_variable_parts(again.text, sandbox)
     assert "1 rows: 1 done, 0 failed" in again.out

@@ -1,11 +1,10 @@
-"""Whole runs on base models that no node has yet: from an S3 server and from a server of the Hub's protocol."""
+"""Whole runs on base models that are downloaded from an S3 server, and from a server of the Hub's protocol."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,15 @@ from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.catalog.results import read_residual_row
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.models.resolve import resolve_model
-from persres.pipeline.references.images import ReferenceSettings
+from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ..support.hub_server import hub_server
-from ..support.model_samples import objects_fetched, upload
+from ..support.model_downloads import object_downloads, upload
+from ..support.processes import command_line
 from ..support.s3_server import s3_server
 from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
-from .test_submit import write_manifest
+from ..support.tiny_runs import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,7 +32,7 @@ NAMES = ["cup", "jar", "mug", "pot"]
 
 
 class Machine:
-    """A machine that has fetched nothing yet: its own caches, and the commands run on it."""
+    """A machine with empty caches, and the commands that run on it."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._folder = folder
@@ -41,9 +41,9 @@ class Machine:
 
     def run(self, command: str, *arguments: str, spec: RunSpec, **variables: str) -> dict:
         (file := self._folder / "run.yaml").write_text(spec.to_yaml())
-        words = [sys.executable, "-m", "persres.jobs.cli", command, *arguments, "--spec", str(file), "--json"]
+        line = command_line(command, *arguments, "--spec", file, "--json")
         variables = os.environ | self._environment | self._caches | variables
-        ended = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
+        ended = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
         assert ended.returncode == 0, ended.stderr
         return json.loads(ended.stdout)
 
@@ -55,7 +55,7 @@ def revisions_in(catalog: str) -> set[tuple[str, str]]:
     return {(row.base_model, row.base_model_revision) for row in rows}
 
 
-def test_runs_fetch_each_model_once_and_say_which_it_was(tmp_path):
+def test_runs_download_each_model_once_and_record_its_revision(tmp_path):
     base, scorer = write_tiny_pipeline(tmp_path / "base", "sd2"), write_tiny_scorer(tmp_path / "scorer")
     manifest, catalog = write_manifest(tmp_path, NAMES), str(tmp_path / "catalog")
     settings = {
@@ -77,7 +77,7 @@ def test_runs_fetch_each_model_once_and_say_which_it_was(tmp_path):
         assert done["committed"] == len(NAMES)
         digest = resolve_model(str(base)).revision
         assert revisions_in(catalog) == {(uri, digest)}
-        assert set(objects_fetched(s3).values()) == {1}
+        assert set(object_downloads(s3).values()) == {1}
         assert set(hub.files_sent().values()) == {1}
 
         # The same files are the same model wherever they lie; a Hub repository is known by its commit.
@@ -90,7 +90,7 @@ def test_runs_fetch_each_model_once_and_say_which_it_was(tmp_path):
         assert machine.run(*submit, spec=on_hub)["committed"] == len(NAMES)
         assert revisions_in(catalog) == {("team/base", commit)}
 
-    # Both servers are gone. What this machine has goes on, if it is told to ask nobody.
+    # Both servers are gone: offline runs use the caches.
     again = on_hub.model_copy(update={"seed": 1, "scorer_revision": judge})
     assert machine.run(*submit, spec=again, HF_HUB_OFFLINE="1")["committed"] == len(NAMES)
     offline = on_s3.model_copy(update={"seed": 2})

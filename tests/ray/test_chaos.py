@@ -1,4 +1,4 @@
-"""Three rounds of chaos; `make chaos` does twenty. What a round is, and what it has to show: chaos.py."""
+"""Three rounds of tests/programs/chaos.py; `make chaos` runs twenty."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_whatever_is_killed_the_catalog_is_the_quiet_runs():
-    script = Path(__file__).parents[1] / "programs" / "chaos.py"
-    ended = subprocess.run([sys.executable, str(script), "--rounds", "3"], capture_output=True, text=True)
+def test_chaos_rounds_end_in_the_catalog_of_the_baseline():
+    command = [sys.executable, "-m", "tests.programs.chaos", "--rounds", "3"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "3 of 3 rounds ended in the quiet run's catalog" in ended.stdout
+    assert "3 of 3 rounds ended in the baseline's catalog" in ended.stdout

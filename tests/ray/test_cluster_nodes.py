@@ -1,4 +1,4 @@
-"""What a cluster has and could have. tests/ray/test_autoscaling.py asks a real autoscaler."""
+"""The nodes that a cluster has and that its autoscaler may start. test_autoscaling.py uses a real autoscaler."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config
 
-from persres.jobs.cluster.nodes import NodeType, gpus_to_be_had, most_gpu_workers, resources_in_words
-from persres.jobs.cluster.placement import WhereToRun, workplace
+from persres.jobs.cluster.nodes import NodeType, describe_resources, max_cluster_gpus, max_gpu_workers
+from persres.jobs.cluster.placement import Placement, connect_ray
 from persres.pipeline.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).parents[2]
@@ -21,16 +21,16 @@ node_types = st.lists(st.builds(NodeType, *(st.integers(0, 3),) * 3), max_size=3
 
 
 @given(node_types, st.integers(0, 4))
-def test_no_choice_of_machines_has_more_workers(types, most_nodes):
+def test_most_gpu_workers_is_the_largest_number_over_all_choices_of_nodes(types, most_nodes):
     machines = [min(kind.gpus, kind.cpus) for kind in types for _ in range(kind.most)]
     choices = (choice for count in range(most_nodes + 1) for choice in combinations(machines, count))
     best = max(map(sum, choices))
-    assert most_gpu_workers(types, most_nodes) == best
+    assert max_gpu_workers(types, most_nodes) == best
 
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch, local_ray):
-    """Leaves an autoscaler's configuration where the cluster launcher does."""
+    """Write an autoscaler's configuration where the cluster launcher does."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def write(most_nodes: int, **types: dict[str, object]) -> None:
@@ -40,36 +40,36 @@ def launched(tmp_path, monkeypatch, local_ray):
     return write
 
 
-def test_where_nothing_is_known_there_are_no_more_gpus_than_those_there(launched):
-    assert gpus_to_be_had() == 0 and "may start" not in resources_in_words("cuda")
-    with workplace(WhereToRun(join_cluster=True), RunSpec()) as place:
+def test_cluster_without_known_node_types_has_only_its_own_gpus(launched):
+    assert max_cluster_gpus() == 0 and "may start" not in describe_resources("cuda")
+    with connect_ray(Placement(join_cluster=True), RunSpec()) as place:
         assert (place.device, place.workers()) == ("cpu", 2)
 
 
-def test_machines_that_may_be_started_count_as_if_they_were_there(launched):
+def test_gpus_of_nodes_that_may_be_started_count(launched):
     launched(4, head={"resources": {"CPU": 0}, "max_workers": 0}, gpu={"resources": {"CPU": 8, "GPU": 2}})
-    assert gpus_to_be_had() == 8 and resources_in_words("cuda").endswith("and may start machines for 8")
-    with workplace(WhereToRun(join_cluster=True), RunSpec()) as place:
+    assert max_cluster_gpus() == 8 and describe_resources("cuda").endswith("and may start machines for 8")
+    with connect_ray(Placement(join_cluster=True), RunSpec()) as place:
         assert (place.device, place.workers()) == ("cuda", 8)
 
 
-def test_our_own_cluster_file_allows_a_worker_a_machine(launched):
-    """As `ray up` leaves it on the head."""
+def test_cluster_file_allows_a_worker_for_each_node(launched):
+    """As `ray up` writes it to the head."""
     prepared = prepare_config(yaml.safe_load((PROJECT / "cluster.yaml").read_text()))
     launched(prepared["max_workers"], **prepared["available_node_types"])
-    assert gpus_to_be_had() == prepared["max_workers"] == 8
+    assert max_cluster_gpus() == prepared["max_workers"] == 8
 
 
-def test_what_was_asked_for_stands(launched):
+def test_given_device_and_number_of_workers_take_precedence(launched):
     launched(4, gpu={"resources": {"CPU": 8, "GPU": 2}})
-    with workplace(WhereToRun(3, join_cluster=True), RunSpec()) as place:
+    with connect_ray(Placement(3, join_cluster=True), RunSpec()) as place:
         assert (place.device, place.workers()) == ("cuda", 3)
-    with workplace(WhereToRun(device="cpu", join_cluster=True), RunSpec()) as place:
+    with connect_ray(Placement(device="cpu", join_cluster=True), RunSpec()) as place:
         assert (place.device, place.workers()) == ("cpu", 2)
 
 
-def test_what_an_autoscaler_has_told_the_cluster_counts_first(launched):
-    """As Ray's own tests report it; the open autoscaler keeps it to itself."""
+def test_node_types_reported_to_the_cluster_take_precedence(launched):
+    """Reported as Ray's own tests do: the open-source autoscaler does not report them."""
     from ray._private.state import state
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import ClusterConfig
@@ -81,7 +81,7 @@ def test_what_an_autoscaler_has_told_the_cluster_counts_first(launched):
     client = global_worker.gcs_client
     client.report_cluster_config(kind.SerializeToString())
     try:
-        assert state.get_cluster_config() == kind and gpus_to_be_had() == 5
+        assert state.get_cluster_config() == kind and max_cluster_gpus() == 5
     finally:
         client.report_cluster_config(ClusterConfig().SerializeToString())
-    assert gpus_to_be_had() == 2
+    assert max_cluster_gpus() == 2

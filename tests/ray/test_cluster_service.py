@@ -1,7 +1,7 @@
 """Runs on a cluster as a service: real nodes, a token, and commands typed in another Python environment.
 
-One story, told in order on one cluster: refused without the token; submitted, looked at, stopped, submitted again,
-finished; and at last asked of the catalog, when the cluster is gone.
+The tests share one cluster, in order: commands without the token; a run that is submitted, looked at, stopped,
+submitted again and finished; then the catalog alone, without the cluster.
 """
 
 from __future__ import annotations
@@ -10,37 +10,34 @@ import json
 import os
 import subprocess
 import sys
-import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from persres.jobs.cluster.code import code_digest, copy_floors
 from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.lease import lease_holder
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.run.summary import RunSummary
 
 from ..support.catalog_digest import catalog_digest
 from ..support.loopback_cluster import LoopbackCluster, http_get, loopback_cluster
-from ..support.tiny_models import write_tiny_pipeline
-from .test_submit import write_manifest
+from ..support.processes import command_line, wait_until
+from ..support.tiny_runs import write_manifest, write_run_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-NAMES = [
-    f"c{number}" for number in range(20)
-]  # so many that it is still under way when all that is to be seen of it has been seen
+NAMES = [f"c{number}" for number in range(20)]  # so many that the run has not ended when all has been looked at
 WITHIN_S = 600
 
 
 @dataclass
 class Laptop:
-    """Where commands are typed: a Python environment with a copy of this code in it, and a folder for manifest and
-    catalog that the cluster's nodes have too."""
+    """Where users type commands: a Python environment with its own copy of this code, and a folder with the manifest
+    and the catalog, which the cluster's nodes see too."""
 
     python: Path
     package: Path
@@ -51,18 +48,18 @@ class Laptop:
     def store(self) -> CatalogStore:
         return CatalogStore(str(self.folder / "catalog"))
 
-    def command(self, *words: object, address: str | None = "") -> list[str]:
-        """A command line with the cluster's address; without one if that is None."""
+    def command(self, *arguments: object, address: str | None = "") -> list[str]:
+        """A command line with the cluster's address by default, or with none if `address` is None."""
         options = [] if address is None else ["--address", address or self.cluster.address]
-        return [str(self.python), "-m", "persres.jobs.cli", *map(str, words), *options]
+        return [str(self.python), "-m", "persres.jobs.cli", *map(str, arguments), *options]
 
-    def start(self, *words: object, token: str | None = "", address: str | None = "") -> subprocess.Popen[str]:
+    def start(self, *arguments: object, token: str | None = "", address: str | None = "") -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        command, environment = self.command(*words, address=address), self.cluster.client(token=token)
+        command, environment = self.command(*arguments, address=address), self.cluster.client(token=token)
         return subprocess.Popen(command, cwd="/", env=environment, stdout=pipe, stderr=pipe, text=True)
 
-    def run(self, *words: object, token: str | None = "", address: str | None = "") -> tuple[int, str, str]:
-        process = self.start(*words, token=token, address=address)
+    def run(self, *arguments: object, token: str | None = "", address: str | None = "") -> tuple[int, str, str]:
+        process = self.start(*arguments, token=token, address=address)
         try:
             out, err = process.communicate(timeout=WITHIN_S)
         finally:
@@ -79,15 +76,7 @@ class Laptop:
 def laptop(tmp_path_factory) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("service")
     python, package = other_environment(tmp_path_factory.mktemp("laptop"))
-    settings = {
-        "base_model": str(write_tiny_pipeline(folder / "model", "sd2")),
-        "shard_size": 1,
-        "training": {"iterations": 90, "batch_size": 1, "pack_size": 1},
-        "sampling": {"steps": 2, "batch_size": 1},
-        "references": {"min_side": 8},
-        "recovery": {"grace_seconds": 90},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    write_run_spec(folder, iterations=90, recovery={"grace_seconds": 90})
     write_manifest(folder, NAMES)
     with loopback_cluster(nodes=2, cpus=(0, 1)) as cluster:
         yield Laptop(python, package, folder, cluster)
@@ -108,15 +97,8 @@ def other_environment(folder: Path) -> tuple[Path, Path]:
     return folder / "bin" / "python", package
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.5)
-
-
 @pytest.mark.parametrize("token", [None, "f" * 32], ids=["without", "wrong"])
-def test_without_the_token_every_command_is_refused(laptop, token):
+def test_commands_without_the_token_are_refused(laptop, token):
     run_id = "20261122T190501Z-3fa9c1"
     commands = [laptop.submission(), ["list"], ["status", run_id], ["logs", run_id], ["logs", run_id, "--follow"]]
     commands += [["stop", run_id], ["stop", run_id, "--catalog", laptop.folder / "catalog"]]
@@ -130,33 +112,33 @@ def test_without_the_token_every_command_is_refused(laptop, token):
 
 @pytest.fixture(scope="module")
 def stopped(laptop) -> str:
-    """A run that was submitted, looked at and stopped; its id."""
+    """The id of a run that has been submitted, looked at and stopped."""
     code, out, err = laptop.run(*laptop.submission(), "--no-follow", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    run_id = told["run_id"]
-    assert told["job"] == f"persres-{run_id}" and told["exit_code"] is None
+    submitted = json.loads(out)
+    run_id = submitted["run_id"]
+    assert submitted["job"] == f"persres-{run_id}" and submitted["exit_code"] is None
     for command in ("status", "logs", "stop"):
-        assert f"persres-batch {command} {run_id}" in err, "it says how to go on"
+        assert f"persres-batch {command} {run_id}" in err, "it says what to do next"
 
-    wait_for(lambda: read_committed(laptop.store))
+    wait_until(lambda: read_committed(laptop.store), timeout_s=WITHIN_S)
     code, out, _ = laptop.run("status", run_id)
-    assert code == 0 and f"run {run_id}: under way" in out and f"job persres-{run_id}" in out
+    assert code == 0 and f"run {run_id}: running" in out and f"job persres-{run_id}" in out
     assert f"catalog: {laptop.folder / 'catalog'}" in out, "the id is enough: the job names the catalog"
     code, out, _ = laptop.run("list", "--json")
-    assert [(run["run_id"], run["state"]) for run in json.loads(out)] == [(run_id, "under way")]
+    assert [(run["run_id"], run["state"]) for run in json.loads(out)] == [(run_id, "running")]
     code, out, _ = laptop.run("logs", run_id)
     assert code == 0 and out
 
-    visible_over_http(laptop, run_id)
+    check_http(laptop, run_id)
 
     code, out, err = laptop.run("stop", run_id)
     assert code == 0 and f"run {run_id}: stopped" in out, (out, err)
     return run_id
 
 
-def visible_over_http(laptop: Laptop, run_id: str) -> None:
-    """The job, what it says of itself, and our metrics, for whoever has the token."""
+def check_http(laptop: Laptop, run_id: str) -> None:
+    """Job, metadata and metrics are visible with the token only."""
     http = laptop.cluster.http
     for path in ("/api/jobs/", f"/api/jobs/persres-{run_id}", "/api/prometheus/sd"):
         assert http(path, token=None)[0] == 401, path
@@ -174,16 +156,16 @@ def visible_over_http(laptop: Laptop, run_id: str) -> None:
         pages = [http_get(f"http://{target}/metrics")[1].decode() for target in targets]
         return [line for page in pages for line in page.splitlines() if line.startswith("ray_persres_concepts{")]
 
-    wait_for(ours)
+    wait_until(ours, timeout_s=WITHIN_S)
     assert all(f'run="{run_id}"' in line for line in ours())
 
 
-def test_a_stopped_run_commits_what_is_in_flight(laptop, stopped):
-    done = read_committed(laptop.store).of_run(stopped)
+def test_stopped_run_commits_what_is_in_flight(laptop, stopped):
+    done = read_committed(laptop.store).concepts_of_run(stopped)
     assert 1 < len(done) < len(NAMES), "more than was done when it was stopped, and not all"
     assert lease_holder(laptop.store) is None, "the lease was given back, not left to expire"
-    told = json.loads(laptop.store.read(laptop.store.run_file(stopped, "failures.json")))
-    assert told["ended_by"].startswith(f"stopped run {stopped} with {len(done)} of {len(NAMES)} concepts")
+    failures = json.loads(laptop.store.read(RunPaths(stopped).failures))
+    assert failures["ended_by"].startswith(f"stopped run {stopped} with {len(done)} of {len(NAMES)} concepts")
     (job,) = json.loads(laptop.cluster.http("/api/jobs/")[1])
     assert job["status"] == "STOPPED"
     code, out, _ = laptop.run("stop", stopped)
@@ -192,28 +174,28 @@ def test_a_stopped_run_commits_what_is_in_flight(laptop, stopped):
 
 @pytest.fixture(scope="module")
 def finished(laptop, stopped) -> RunSummary:
-    """The same submitted again, and followed to its end."""
+    """The same run submitted again, and followed to its end."""
     code, out, err = laptop.run(*laptop.submission())
     assert code == 0, (out, err)
     newest = laptop.store.run_ids()[-1]
     assert newest > stopped and f"submitted run {newest} to" in out
-    return RunSummary.from_json(laptop.store.read(laptop.store.run_file(newest, "summary.json")))
+    return RunSummary.from_json(laptop.store.read(RunPaths(newest).summary))
 
 
-def test_submitting_again_finishes_it_as_a_quiet_run_would(laptop, stopped, finished):
-    done_before = len(read_committed(laptop.store).of_run(stopped))
+def test_resubmitted_run_gives_the_catalog_of_an_uninterrupted_one(laptop, stopped, finished):
+    done_before = len(read_committed(laptop.store).concepts_of_run(stopped))
     assert (finished.committed, finished.current) == (len(NAMES) - done_before, done_before)
     assert finished.versions["code"] == code_digest(laptop.package) != code_digest(), "it ran what was shipped"
     assert finished.versions["persres-batch"]
-    plan = json.loads(laptop.store.read(laptop.store.run_file(finished.run_id, "plan.json")))
+    plan = json.loads(laptop.store.read(RunPaths(finished.run_id).plan))
     assert plan["job"] == f"persres-{finished.run_id}"
 
-    here = [sys.executable, "-m", "persres.jobs.cli", *map(str, laptop.submission("quiet"))]
+    here = command_line(*laptop.submission("quiet"))
     subprocess.run(here, check=True, capture_output=True, timeout=WITHIN_S, env=os.environ)
     assert catalog_digest(laptop.store) == catalog_digest(CatalogStore(str(laptop.folder / "quiet")))
 
 
-def test_a_run_with_nothing_to_do_is_known_to_the_cluster(laptop, finished):
+def test_run_with_nothing_to_do_is_a_job_of_the_cluster(laptop, finished):
     run_id = "20991231T235959Z-abc123"
     code, out, _ = laptop.run(*laptop.submission(), "--run-id", run_id)
     assert code == 0 and "nothing to do" in out
@@ -224,15 +206,15 @@ def test_a_run_with_nothing_to_do_is_known_to_the_cluster(laptop, finished):
     assert code == 0 and f"run {run_id}: ended" in out
 
 
-def test_an_unknown_run_is_named_with_its_neighbours(laptop, finished):
-    for places in (["--catalog", laptop.folder / "catalog"], []):
+def test_unknown_run_is_refused_with_the_known_ones(laptop, finished):
+    for options in (["--catalog", laptop.folder / "catalog"], []):
         for command in ("status", "logs", "stop"):
             wrong = finished.run_id[:-1] + "x"
-            code, out, err = laptop.run(command, wrong, *places, address=None if places else "")
+            code, out, err = laptop.run(command, wrong, *options, address=None if options else "")
             assert (code, out) == (2, "") and f"no run {wrong} is known here" in err and finished.run_id in err
 
 
-def test_when_the_cluster_is_gone_the_catalog_still_knows(laptop, stopped, finished):
+def test_commands_without_a_cluster_read_the_catalog(laptop, stopped, finished):
     laptop.cluster.stop()
     catalog = ["--catalog", laptop.folder / "catalog"]
     for address in (None, ""):

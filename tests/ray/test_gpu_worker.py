@@ -1,4 +1,4 @@
-"""Real workers with several shards in hand: what dies on the way, or overlaps, leaves no trace in the catalog."""
+"""Real workers with several shards in flight: neither overlaps nor a lost worker change the catalog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from persres.core.errors import InvalidInput
 from persres.core.sampling.settings import SamplingSettings
 from persres.core.training.settings import TrainingSettings
 from persres.jobs.driver import gpu_worker
-from persres.jobs.driver.gpu_worker import worker_maker
+from persres.jobs.driver.gpu_worker import worker_factory
+from persres.jobs.driver.progress import RunProgress
 from persres.jobs.driver.run_shards import run_shards
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
@@ -27,8 +28,9 @@ from persres.pipeline.shard.stages import ShardStages
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ..support.catalog_digest import catalog_digest
-from ..support.catalog_samples import drawing, png
-from ..support.tiny_models import write_tiny_pipeline, write_tiny_scorer
+from ..support.catalog_factories import drawing, png
+from ..support.recording_observer import RecordingObserver
+from ..support.tiny_models import write_tiny_models
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(900)]
 
@@ -37,10 +39,8 @@ RUN = "20260101T000000Z-aaaaaa"
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    folder = tmp_path_factory.mktemp("models")
     return RunSpec(
-        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
-        scorer=str(write_tiny_scorer(folder / "scorer")),
+        **write_tiny_models(tmp_path_factory.mktemp("models")),
         training=TrainingSettings(iterations=30, batch_size=2, pack_size=2, train_identifier=True),
         sampling=SamplingSettings(steps=4, batch_size=3, variants=("base", "lag")),
     )
@@ -58,22 +58,23 @@ def shards(spec: RunSpec, count: int) -> list[Shard]:
     return [Shard.of("train", [planned(f"{number}-{letter}") for letter in "abc"]) for number in range(count)]
 
 
-def test_a_worker_killed_with_shards_in_hand_leaves_the_catalog_of_a_quiet_run(spec, tmp_path: Path):
+def test_worker_killed_with_shards_in_flight_does_not_change_the_catalog(spec, tmp_path: Path):
     base, scorer, work = resolve_base_model(spec), resolve_scorer(spec), shards(spec, 8)
     chaos, quiet = CatalogStore(str(tmp_path / "chaos")), CatalogStore(str(tmp_path / "quiet"))
-    make = worker_maker(spec, base, scorer, catalog_uri=str(tmp_path / "chaos"), run_id=RUN, device="cpu")
+    make = worker_factory(spec, base, scorer, catalog_uri=str(tmp_path / "chaos"), run_id=RUN, device="cpu")
     made, killed = [], []
 
     def make_worker():
         made.append(make())
         return made[-1]
 
-    def kill_the_first_once_it_works(incident_or_progress: object) -> None:
-        if made and not killed and getattr(incident_or_progress, "committed", 0):
+    def kill_the_first(progress: RunProgress) -> None:
+        if progress.committed and not killed:
             killed.append(made[0])
             ray.kill(made[0])
 
-    outcome = run_shards(work, make_worker=make_worker, workers=2, on_progress=kill_the_first_once_it_works)
+    observer = RecordingObserver(kill_the_first)
+    outcome = run_shards(work, make_worker=make_worker, workers=2, observer=observer)
     assert killed and len(made) == 3 and outcome.incidents
     assert [failure.concept_id for failure in outcome.failures] == ["4-b"] and len(outcome.committed) == 23
     share = device_busy_share(outcome.seconds, outcome.ready_seconds)
@@ -86,8 +87,8 @@ def test_a_worker_killed_with_shards_in_hand_leaves_the_catalog_of_a_quiet_run(s
     assert catalog_digest(chaos) == catalog_digest(quiet)
 
 
-def test_a_worker_of_another_version_is_refused(spec, monkeypatch):
-    make = partial(worker_maker, spec, resolve_base_model(spec), None, catalog_uri="memory://x", run_id=RUN)
+def test_worker_of_another_version_is_rejected(spec, monkeypatch):
+    make = partial(worker_factory, spec, resolve_base_model(spec), None, catalog_uri="memory://x", run_id=RUN)
     monkeypatch.setattr(gpu_worker, "METHOD_VERSION", -1)  # here, and not in the worker's process
     worker = make(device="cpu")()
     with pytest.raises(InvalidInput, match="is not the version that planned the run"):

@@ -1,5 +1,4 @@
-"""The Ray that `submit` starts on this machine: nobody without its token is let in, and everybody who looks sees whose
-run it is."""
+"""The Ray that `submit` starts on this machine: it refuses clients without its token, and shows which run it serves."""
 
 from __future__ import annotations
 
@@ -19,25 +18,25 @@ HOST = """
 import json, os, sys
 from persres.jobs.cluster.local_ray import embedded_ray
 
-said = []
-with embedded_ray(1, dashboard=True, metadata={"run_id": "r1", "manifest": "m", "catalog": "c"}, say=said.append):
+notices = []
+with embedded_ray(1, dashboard=True, metadata={"run_id": "r1", "manifest": "m", "catalog": "c"}, notify=notices.append):
     import ray
 
-    ask = ray.remote(lambda: os.environ.get("RAY_AUTH_TOKEN"))
-    worker_has_it = ray.get(ask.remote()) == os.environ["RAY_AUTH_TOKEN"]
+    read_token = ray.remote(lambda: os.environ.get("RAY_AUTH_TOKEN"))
+    worker_has_it = ray.get(read_token.remote()) == os.environ["RAY_AUTH_TOKEN"]
     gcs = ray.get_runtime_context().gcs_address
-    print(json.dumps({"gcs": gcs, "said": said, "worker_has_it": worker_has_it}), flush=True)
+    print(json.dumps({"gcs": gcs, "notices": notices, "worker_has_it": worker_has_it}), flush=True)
     sys.stdin.readline()
 """
 GUEST = """
 import logging, os, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
-print("let in")
+print("connected")
 """
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's, without what the tests decided about authentication."""
+    """This process' environment without the tests' own authentication settings."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
     return plain | variables
 
@@ -56,23 +55,23 @@ def get(url: str, token: str | None) -> tuple[int, bytes]:
         return error.code, b""
 
 
-def test_only_who_has_the_token_is_let_in():
+def test_embedded_ray_accepts_only_clients_with_its_token():
     pipe = subprocess.PIPE
     host = subprocess.Popen([sys.executable, "-c", HOST], stdin=pipe, stdout=pipe, text=True, env=environment())
     assert host.stdin and host.stdout
     try:
-        told = json.loads(next(line for line in host.stdout if line.startswith("{")))
-        (said,) = told["said"]
-        address, token_file = said.split()[2].rstrip(","), Path(said.split()[-1])
+        started = json.loads(next(line for line in host.stdout if line.startswith("{")))
+        (notice,) = started["notices"]
+        address, token_file = notice.split()[2].rstrip(","), Path(notice.split()[-1])
         token = token_file.read_text()
-        assert token_file.stat().st_mode & 0o777 == 0o600 and len(token) == 64 and token not in said
-        assert told["worker_has_it"]
+        assert token_file.stat().st_mode & 0o777 == 0o600 and len(token) == 64 and token not in notice
+        assert started["worker_has_it"]
 
-        refused = [guest(told["gcs"], RAY_AUTH_MODE="disabled")]
-        refused.append(guest(told["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64))
+        refused = [guest(started["gcs"], RAY_AUTH_MODE="disabled")]
+        refused.append(guest(started["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64))
         assert [result.returncode for result in refused] == [1, 1]
-        assert not any("let in" in result.stdout for result in refused)
-        assert "let in" in guest(told["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
+        assert not any("connected" in result.stdout for result in refused)
+        assert "connected" in guest(started["gcs"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
 
         assert get(f"{address}/api/jobs/", None)[0] == 401
         assert get(f"{address}/api/jobs/", "f" * 64)[0] in (401, 403)
@@ -84,21 +83,21 @@ def test_only_who_has_the_token_is_let_in():
     assert host.returncode == 0 and not token_file.exists()
 
 
-def test_nor_is_anybody_where_ray_was_imported_before():
+def test_embedded_ray_requires_its_token_where_ray_was_imported_before():
     pipe, late = subprocess.PIPE, "import ray\n" + HOST
     host = subprocess.Popen([sys.executable, "-c", late], stdin=pipe, stdout=pipe, text=True, env=environment())
     assert host.stdin and host.stdout
     try:
-        told = json.loads(next(line for line in host.stdout if line.startswith("{")))
-        assert told["worker_has_it"]
-        refused = guest(told["gcs"], RAY_AUTH_MODE="disabled")
-        assert refused.returncode == 1 and "let in" not in refused.stdout
+        started = json.loads(next(line for line in host.stdout if line.startswith("{")))
+        assert started["worker_has_it"]
+        refused = guest(started["gcs"], RAY_AUTH_MODE="disabled")
+        assert refused.returncode == 1 and "connected" not in refused.stdout
     finally:
         host.communicate("\n", timeout=60)
     assert host.returncode == 0
 
 
-def test_the_command_line_imports_no_ray_before_it_is_told_to_ask_for_a_token():
+def test_command_line_does_not_import_ray_before_authentication_is_set_up():
     check = (
         "import sys, persres.jobs.cli, persres.jobs.submit, persres.jobs.cluster.placement; print('ray' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""A run's numbers, read back where Prometheus reads them: at the node's metrics port of a real Ray."""
+"""The metrics of a run, read where Prometheus reads them: at the metrics port of a real Ray's node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ray
 
 from persres.jobs.driver.progress import RunProgress
 from persres.jobs.observe.metrics import ALL_SERIES, RunMetrics
-from persres.pipeline.shard.work import ShardSummary
+from persres.pipeline.shard.summary import ShardSummary
 
 pytestmark = pytest.mark.slow  # Ray reports every ten seconds
 
@@ -33,7 +33,7 @@ def summary(attempt: str, seconds: dict[str, float], pack_size: int | None, writ
 
 
 def scrape() -> dict[tuple[str, ...], float]:
-    """All our samples of this run, by name and the labels that are ours."""
+    """The samples of this run, by name and labels."""
     (node,) = ray.nodes()
     with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
         text = answer.read().decode()
@@ -52,24 +52,24 @@ def scrape_until(enough: Callable[[dict], bool], keep_alive: Callable[[], None])
         if enough(found):
             return found
         time.sleep(0.5)
-    raise AssertionError(f"not there after a minute; found {dict(found)}")
+    raise AssertionError(f"not exported within a minute; found {dict(found)}")
 
 
-def test_a_runs_numbers_are_at_the_nodes_metrics_port(local_ray):
+def test_metrics_are_exported_at_the_metrics_port(local_ray):
     clock = Clock()
     metrics = RunMetrics(RUN, clock=clock)
-    metrics.progress(RunProgress(committed=0, failed=0, left=10, underway=0.0, workers=2, shards_waiting=5))
-    clock.now += 100.0  # two workers have been there for 200 seconds in all
-    metrics.shard_ended(summary("001", {"load": 2.0, "train": 60.0, "render": 20.0}, 4, 1000))
-    metrics.shard_ended(summary("003", {"train": 15.0, "score": 5.0, "commit": 3.0}, None, 24))
-    metrics.shard_ended(summary("001", {}, 2))
-    metrics.incident("a worker was lost")
-    metrics.incident("a shard was split")
-    latest = RunProgress(committed=4, failed=1, left=5, underway=1.5, workers=2, shards_waiting=3)
+    metrics.on_progress(RunProgress(committed=0, failed=0, left=10, in_progress=0.0, workers=2, shards_waiting=5))
+    clock.now += 100.0  # two workers have been ready for 200 seconds in total
+    metrics.on_shard_end(summary("001", {"load": 2.0, "train": 60.0, "render": 20.0}, 4, 1000))
+    metrics.on_shard_end(summary("003", {"train": 15.0, "score": 5.0, "commit": 3.0}, None, 24))
+    metrics.on_shard_end(summary("001", {}, 2))
+    metrics.on_incident("a worker was lost")
+    metrics.on_incident("a shard was split")
+    latest = RunProgress(4, 1, 5, in_progress=1.5, workers=2, shards_waiting=3, seconds_to_go=123.0)
 
     found = scrape_until(
         lambda found: found.get(("ray_persres_concepts", "committed")) == 4.0 and len(found) >= 18,
-        lambda: metrics.progress(latest, 123.0),
+        lambda: metrics.on_progress(latest),
     )
 
     assert found == {

@@ -1,27 +1,24 @@
-"""The log of real runs: what happened to which shard and concept, kept in the catalog; and the names Ray shows."""
+"""The log that real runs write to the catalog, and the names of their actors in Ray."""
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 
 import pytest
 import ray
-from rich.console import Console
 
 from persres.core.errors import PersresError
-from persres.jobs.submit import WhereToRun, submit_local
-from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.maintenance.forget import forget
 from persres.pipeline.run.log import read_run_log
 
-from .test_submit import spec, submit, write_manifest  # noqa: F401  (fixtures)
+from ..support.tiny_runs import write_manifest
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_a_run_leaves_its_log_which_forgets_concepts(submit, tmp_path):  # noqa: F811
+def test_log_is_in_the_catalog_and_without_forgotten_concepts(submit, tmp_path):
     manifest = write_manifest(tmp_path, ["a", "b", "bad"], broken="bad")
     summary = submit(manifest, log_format="json").summary
     events = read_run_log(submit.store, summary.run_id)
@@ -42,41 +39,39 @@ def test_a_run_leaves_its_log_which_forgets_concepts(submit, tmp_path):  # noqa:
     assert [event["event"] for event in printed] == kinds, "with --log-format json nothing else is printed"
 
     forget(submit.store, ["a", "bad"])
-    left = submit.store.read(submit.store.run_file(summary.run_id, "log.jsonl")).decode()
+    left = submit.store.read(RunPaths(summary.run_id).log).decode()
     assert '"a"' not in left and '"bad"' not in left and '"b"' in left
 
 
-def test_a_run_that_fails_says_so_in_its_log(submit, tmp_path, monkeypatch):  # noqa: F811
+def test_log_of_a_failed_run_ends_with_the_error(submit, tmp_path, monkeypatch):
     from persres.jobs.driver import run_shards
 
     def fail(*arguments, **options):
-        raise PersresError("the sky has fallen", fix="wait for another")
+        raise PersresError("no driver today", fix="wait")
 
     monkeypatch.setattr(run_shards, "run_shards", fail)
-    with pytest.raises(PersresError, match="sky"):
+    with pytest.raises(PersresError, match="no driver"):
         submit(write_manifest(tmp_path, ["a"]))
     (run_id,) = submit.store.run_ids()
     last = read_run_log(submit.store, run_id)[-1]
-    assert (last.event, last.level) == ("run_failed", "error") and "sky" in last.text
+    assert (last.event, last.level) == ("run_failed", "error") and "no driver" in last.text
 
 
-def test_workers_are_named_after_their_run(spec, tmp_path, local_ray):  # noqa: F811
+def test_worker_actors_are_named_after_their_run(submit, tmp_path):
     seen: set[str] = set()
     over = threading.Event()
 
-    def look() -> None:
+    def poll() -> None:
         while not over.wait(0.1):
             seen.update(ray.util.list_named_actors())
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=poll)
     watcher.start()
     try:
-        console = Console(file=io.StringIO())
-        manifest, catalog = write_manifest(tmp_path, ["a"]), str(tmp_path / "catalog")
-        finished = submit_local(manifest, spec, catalog, where=WhereToRun(1), console=console)
+        finished = submit(write_manifest(tmp_path, ["a"]))
     finally:
         over.set()
         watcher.join()
     assert f"persres-{finished.summary.run_id}-worker-1" in seen
-    assert not ray.util.list_named_actors(), "and their names go with them"
-    assert CatalogStore(catalog).run_ids() == [finished.summary.run_id]
+    assert not ray.util.list_named_actors(), "and are gone with it"
+    assert submit.store.run_ids() == [finished.summary.run_id]

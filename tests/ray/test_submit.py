@@ -1,86 +1,34 @@
-"""A whole run with the real thing throughout: manifest, Ray, a real (tiny, untrained) diffusion pipeline, Parquet."""
+"""Whole runs with a real manifest, Ray, diffusion pipeline (tiny and untrained) and Parquet."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from rich.console import Console
 
 from persres.core.errors import CatalogHeld, ManifestInvalid, StoreRefused
-from persres.core.sampling.settings import SamplingSettings
-from persres.core.training.settings import TrainingSettings
-from persres.jobs.submit import FinishedRun, WhereToRun, submit_local
 from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.lease import hold_lease
-from persres.pipeline.catalog.store import CatalogStore
-from persres.pipeline.references.images import ReferenceSettings
-from persres.pipeline.run.status import catalog_status
+from persres.pipeline.run.catalog_status import catalog_status
 from persres.pipeline.run.summary import RunSummary
-from persres.pipeline.spec.run_spec import RunSpec
 
-from ..support.tiny_models import write_tiny_pipeline
+from ..support.tiny_runs import write_manifest
 
 pytestmark = pytest.mark.timeout(900)  # every worker imports torch and diffusers, on whatever cores are free
 
-PROMPTS = ["a photo of a {concept} on grass"]
 
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory) -> RunSpec:
-    folder = write_tiny_pipeline(tmp_path_factory.mktemp("model"), "sd2")
-    return RunSpec(
-        base_model=str(folder),
-        prompts=("a photo of a {concept} on sand",),
-        shard_size=2,
-        training=TrainingSettings(iterations=2, batch_size=1, pack_size=2),
-        sampling=SamplingSettings(steps=2, batch_size=2),
-        references=ReferenceSettings(min_side=8),
-    )
-
-
-def write_manifest(folder: Path, names: list[str], prompts: list[str] | None = None, broken: str | None = None) -> str:
-    """One reference a concept; the picture follows from the name, `broken`'s is no picture."""
-    rows = []
-    for name in names:
-        path = folder / f"{name}.png"
-        rng = np.random.default_rng(sum(name.encode()))
-        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
-        if name == broken:
-            path.write_bytes(b"\x89PNG and then nothing")
-        row_prompts = prompts if prompts is not None else PROMPTS
-        rows.append({"concept_id": name, "macro_class": "mug", "reference_images": [path.name], "prompts": row_prompts})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
-    return str(folder / "manifest.parquet")
-
-
-@pytest.fixture
-def submit(tmp_path, spec, local_ray):
-    shown = io.StringIO()
-
-    def run(manifest: str, workers: int = 1, **options) -> FinishedRun:
-        console, where = Console(file=shown, width=200), WhereToRun(workers)
-        return submit_local(manifest, spec, str(tmp_path / "catalog"), where=where, console=console, **options)
-
-    run.shown = shown  # type: ignore[attr-defined]
-    run.store = CatalogStore(str(tmp_path / "catalog"))  # type: ignore[attr-defined]
-    return run
-
-
-def test_a_run_and_its_refreshes(submit, tmp_path):
-    """First everything, with a broken row; then nothing; then edited prompts, a concept more and one less."""
+def test_submit_does_what_is_missing_or_has_changed(submit, tmp_path):
+    """First all rows, one of them broken; then none; then edited prompts, one concept more and one less."""
     first = submit(write_manifest(tmp_path, ["a", "b", "c", "bad"], broken="bad"), workers=2)
     assert (first.summary.rows, first.summary.committed, first.summary.current) == (4, 3, 0)
     (failure,) = first.summary.failed
     assert failure.concept_id == "bad" and failure.stage == "load" and failure.fix
     assert sorted(read_committed(submit.store)) == ["a", "b", "c"]
-    stored = submit.store.read(submit.store.run_file(first.summary.run_id, "summary.json"))
+    stored = submit.store.read(RunPaths(first.summary.run_id).summary)
     assert RunSummary.from_json(stored) == first.summary
     assert first.report and "bad" in Path(first.report).read_text()
     folder = f"runs/{first.summary.run_id}"
@@ -106,7 +54,7 @@ def test_a_run_and_its_refreshes(submit, tmp_path):
     assert status.latest and status.latest.ended and status.latest.left == 0 and status.latest.done == 3
 
 
-def test_a_manifest_that_cannot_be_trusted_starts_nothing(submit, tmp_path):
+def test_invalid_manifest_starts_nothing(submit, tmp_path):
     pq.write_table(pa.table({"concept_id": ["a"]}), tmp_path / "manifest.parquet")
     with pytest.raises(ManifestInvalid) as refused:
         submit(str(tmp_path / "manifest.parquet"))
@@ -114,14 +62,16 @@ def test_a_manifest_that_cannot_be_trusted_starts_nothing(submit, tmp_path):
     assert submit.store.list("") == []
 
 
-def test_a_prompt_too_long_for_the_tokenizer_fails_its_concept_alone(submit, tmp_path):
+def test_prompt_too_long_for_the_tokenizer_fails_its_concept(submit, tmp_path):
     manifest = write_manifest(tmp_path, ["a"], prompts=["a photo of a {concept} " + "on grass " * 20])
     finished = submit(manifest)
     (failure,) = finished.summary.failed
-    assert "tokens" in failure.reason and finished.report, "a run in which all concepts fail early has a report too"
+    assert "tokens" in failure.reason and finished.report, (
+        "a run whose concepts all fail before training has a report too"
+    )
 
 
-def test_a_catalog_in_use_is_left_alone(submit, tmp_path):
+def test_held_catalog_is_not_changed(submit, tmp_path):
     manifest = write_manifest(tmp_path, ["a"])
     with hold_lease(submit.store, "20200101T000000Z-000000", "somebody@elsewhere"), pytest.raises(CatalogHeld) as held:
         submit(manifest)
@@ -132,7 +82,7 @@ def test_a_catalog_in_use_is_left_alone(submit, tmp_path):
 def test_prune_forgets_what_the_manifest_no_longer_lists(submit, tmp_path):
     submit(write_manifest(tmp_path, ["a", "b", "c"]))
     manifest = write_manifest(tmp_path, ["a"])
-    assert submit(manifest).report is None, "without being asked it does nothing"
+    assert submit(manifest).report is None, "nothing is pruned by default"
     finished = submit(manifest, prune=True)
     assert (finished.pruned, finished.summary.current, finished.summary.removed) == (2, 1, 2)
     assert sorted(read_committed(submit.store)) == ["a"] and finished.report
@@ -141,24 +91,24 @@ def test_prune_forgets_what_the_manifest_no_longer_lists(submit, tmp_path):
     assert submit(manifest, prune=True).report is None, "there is nothing left to prune"
 
 
-def test_a_run_that_cannot_go_on_leaves_word_of_it(submit, tmp_path, monkeypatch):
+def test_failed_run_records_incidents_and_error(submit, tmp_path, monkeypatch):
     from persres.jobs.driver import run_shards as driver
 
     def refuse(self, *arguments):
-        self.tell("something happened")
+        self._observer.on_incident("something happened")
         raise StoreRefused("no space left on device", fix="make room")
 
-    monkeypatch.setattr(driver._Driver, "_succeeded", refuse)
+    monkeypatch.setattr(driver._Driver, "_handle_returned", refuse)
     with pytest.raises(StoreRefused):
         submit(write_manifest(tmp_path, ["a", "b"]))
     monkeypatch.undo()
     (path,) = [path for path in submit.store.list("runs/") if path.endswith("failures.json")]
-    told = json.loads(submit.store.read(path))
-    assert told["incidents"] == ["something happened"] and "no space left" in told["ended_by"]
+    failures = json.loads(submit.store.read(path))
+    assert failures["incidents"] == ["something happened"] and "no space left" in failures["ended_by"]
     assert catalog_status(submit.store).holder is None
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(submit, tmp_path, monkeypatch):
+def test_interrupted_run_is_continued_by_the_next(submit, tmp_path, monkeypatch):
     from persres.jobs.driver import run_shards as driver
     from persres.jobs.submit import RunStopped
 
@@ -176,6 +126,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(submit, tmp_path, monkeyp
     monkeypatch.undo()
     done = len(read_committed(submit.store))
     assert done >= 1
-    assert catalog_status(submit.store).holder is None, "the lease is given back"
+    assert catalog_status(submit.store).holder is None, "the lease is released"
     again = submit(manifest)
     assert (again.summary.committed, again.summary.current) == (5 - done, done)

@@ -1,16 +1,13 @@
-"""A cluster behind a tunnel that breaks: answers get lost, the log is cut off, and the run is neither started twice nor
-its log repeated."""
+"""A cluster behind a tunnel that breaks: responses get lost and the log is cut off, but no job starts twice and no log
+line is repeated."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +16,7 @@ from contextlib import suppress
 import pytest
 
 from persres.core.errors import InvalidInput
-from persres.jobs.cluster.job_log import JobLost, follow_job
+from persres.jobs.cluster.job_log import JobUnreachable, follow_job
 from persres.jobs.cluster.job_server import JobServer
 from persres.jobs.cluster.submit_job import ClusterRun, submit_job, submit_to_cluster
 from persres.pipeline.catalog.index import read_committed
@@ -27,29 +24,32 @@ from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ..support.loopback_cluster import http_get, loopback_cluster
-from .test_submit import spec, write_manifest  # noqa: F401  (a fixture)
+from ..support.processes import command_line, restore_sigint, running
+from ..support.tiny_runs import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Tunnel:
-    """A port of its own that leads to another one, until it is closed.
+    """A port that forwards to another one.
 
-    `lose_answers_to`: the answer to the first request that begins so is thrown away, with its connection.
+    Attributes:
+        drop_response_to: the response to the first request that begins so is dropped, with its connection.
+        dropped: how many responses were.
     """
 
     def __init__(self, port: int) -> None:
         self._to = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.lose_answers_to = b""
-        self.lost = 0
+        self.drop_response_to = b""
+        self.dropped = 0
         self._open: list[socket.socket] = []
         self._accepting = True
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Cut every connection, and let nobody in."""
+        """Cut every connection, and accept no more."""
         self._accepting = False
         for end in self._open:
             with suppress(OSError):
@@ -70,15 +70,15 @@ class Tunnel:
             threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
 
     def _carry(self, near: socket.socket, far: socket.socket) -> None:
-        loses = False
+        dropping = False
         with near, far, suppress(OSError):
             while True:
                 for end in select.select([near, far], [], [])[0]:
                     data = end.recv(65536)
-                    if end is near and self.lose_answers_to and data.startswith(self.lose_answers_to):
-                        loses, self.lose_answers_to = True, b""
-                    if not data or (end is far and loses):
-                        self.lost += loses
+                    if end is near and self.drop_response_to and data.startswith(self.drop_response_to):
+                        dropping, self.drop_response_to = True, b""
+                    if not data or (end is far and dropping):
+                        self.dropped += dropping
                         return
                     (far if end is near else near).sendall(data)
 
@@ -100,19 +100,19 @@ def jobs(head: str) -> list[str]:
     return [job["submission_id"] for job in json.loads(http_get(f"{head}/api/jobs/")[1])]
 
 
-def test_a_lost_answer_starts_no_second_job(head, tunnel, tmp_path, spec: RunSpec):  # noqa: F811
+def test_lost_response_starts_no_second_job(head, tunnel, tmp_path, spec: RunSpec):
     manifest, shown = write_manifest(tmp_path, ["a"]), []
     run = ClusterRun(manifest, str(tmp_path / "catalog"), workers=1, device="cpu")
-    tunnel.lose_answers_to = b"POST /api/jobs/"
+    tunnel.drop_response_to = b"POST /api/jobs/"
     assert submit_to_cluster(tunnel.address, run, spec, show=shown.append) == 0
-    assert tunnel.lost == 1 and jobs(head).count(run.job) == 1
+    assert tunnel.dropped == 1 and jobs(head).count(run.job) == 1
     assert any("starts no second job" in text for text in shown) and any("has job" in text for text in shown)
     store = CatalogStore(str(tmp_path / "catalog"))
     assert list(read_committed(store)) == ["a"] and store.run_ids() == [run.run_id]
 
 
 def slow_job(head: str, name: str, lines: int) -> None:
-    """A job that says a line every 0.2 s, and that it is a run of ours."""
+    """Submit a job that prints a line every 0.2 s, with the metadata of a run."""
     talk = f"import time\nfor n in range({lines}): print('line', n, flush=True); time.sleep(0.2)"
     metadata = {"run_id": name, "manifest": "/m.parquet", "catalog": "/catalog"}
     JobServer(head).submit(
@@ -120,7 +120,7 @@ def slow_job(head: str, name: str, lines: int) -> None:
     )
 
 
-def test_a_log_goes_on_where_it_was_cut_off(head, tunnel):
+def test_followed_log_continues_where_it_was_cut_off(head, tunnel):
     name = "20261122T190501Z-cut0ff"
     slow_job(head, name, lines=60)
     shown: list[str] = []
@@ -138,7 +138,7 @@ def test_a_log_goes_on_where_it_was_cut_off(head, tunnel):
     assert any("answers again" in text for text in shown)
 
 
-def test_patience_with_a_broken_tunnel_has_an_end(head, tunnel):
+def test_following_ends_when_the_tunnel_stays_broken(head, tunnel):
     name = "20261122T190501Z-s1lent"
     slow_job(head, name, lines=100)
 
@@ -146,34 +146,30 @@ def test_patience_with_a_broken_tunnel_has_an_end(head, tunnel):
         if text == "line 3":
             tunnel.close()
 
-    with pytest.raises(JobLost, match="The run may be going on") as lost:
+    with pytest.raises(JobUnreachable, match="The run may be going on") as lost:
         follow_job(JobServer(tunnel.address), f"persres-{name}", show, patience_s=2, quiet_s=2)
     assert "persres-batch logs RUN --follow" in str(lost.value)
     assert JobServer(head).stop(f"persres-{name}")
 
 
-def test_ctrl_c_leaves_the_run_alone_and_says_how_to_go_on(head, tmp_path, spec: RunSpec):  # noqa: F811
+def test_interrupted_follower_leaves_the_run_alone(head, tmp_path, spec: RunSpec):
     manifest = write_manifest(tmp_path, ["a", "b"])
     (tmp_path / "run.yaml").write_text(spec.to_yaml())
-    words = [sys.executable, "-m", "persres.jobs.cli", "submit", manifest, "--spec", str(tmp_path / "run.yaml")]
-    words += ["--catalog", str(tmp_path / "catalog"), "--address", head, "--workers", "1", "--device", "cpu"]
-
-    def heed() -> None:  # a test run in the background ignores Ctrl-C, and so would its children
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heed, env=os.environ)
-    assert process.stdout is not None
-    submitted = next(line for line in process.stdout if line.startswith("submitted run "))
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    submit = command_line("submit", manifest, "--spec", tmp_path / "run.yaml", "--catalog", tmp_path / "catalog")
+    submit += ["--address", head, "--workers", "1", "--device", "cpu"]
+    with running(submit, preexec_fn=restore_sigint) as process:
+        assert process.stdout is not None
+        submitted = next(line for line in process.stdout if line.startswith("submitted run "))
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
     run_id = submitted.split()[2]
     assert process.returncode == 130 and f"persres-batch logs {run_id} --follow --address {head}" in out
     job = follow_job(JobServer(head), f"persres-{run_id}", lambda text: None)
     assert job.exit_code == 0 and sorted(read_committed(CatalogStore(str(tmp_path / "catalog")))) == ["a", "b"]
 
 
-def test_another_job_of_the_same_name_is_not_taken_for_ours(head, tmp_path, spec: RunSpec):  # noqa: F811
+def test_other_job_of_the_same_name_is_refused(head, spec: RunSpec):
     name = "20261122T190501Z-0ther0"
     slow_job(head, name, lines=1)
     run = ClusterRun("/m.parquet", "/catalog", run_id=name)

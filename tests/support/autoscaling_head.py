@@ -1,9 +1,9 @@
-"""A real Ray head whose autoscaler starts and ends real nodes, all on this machine's loopback interface.
+"""A Ray head whose autoscaler starts and stops nodes, all on the loopback interface.
 
     with autoscaling_head({"gpu": (3, {"CPU": 1, "GPU": 1})}) as head:
         subprocess.run([...], env=head.client(HOME=str(head.home)))
 
-The nodes are Ray's own test provider's: raylets that say they have whatever resources a node type has.
+The nodes are raylets, started by Ray's own test provider, which claim the resources of their node type.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from typing import Any
 from .loopback_cluster import OBJECT_STORE_BYTES, LoopbackCluster
 
 IDLE_MINUTES = 0.1
-"""A node that had nothing to do for so long goes. Shorter, and one would go before it was given what it came for."""
-_HEAD_ID = "f" * 51 + "00000"  # what the provider expects of a head's instance id, which has to be its node id as well
+"""When an idle node is stopped. With less, a node would be stopped before it gets the actor it was started for."""
+_HEAD_ID = "f" * 51 + "00000"  # the instance id of a head in this provider, which must be its node id too
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-# What `ray up` would fill in, and the autoscaler expects to be there.
+# Keys that `ray up` adds and the autoscaler requires.
 _EMPTY_LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 _EMPTY_LISTS += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_filter")
 _EMPTY_GROUPS = ("file_mounts", "auth", "docker")
 
 NodeTypes = Mapping[str, tuple[int, Mapping[str, int]]]
-"""By a type's name: how many there may be at most, and what each has."""
+"""The largest number and the resources of each node type, by its name."""
 
 
 @dataclass
 class AutoscalingHead(LoopbackCluster):
-    """A head without a core for work, and the nodes that its autoscaler has started.
+    """A head without CPUs, and the nodes that its autoscaler has started.
 
     Attributes:
-        node_types: what may be started.
-        at_most: nodes over all types.
+        at_most: the largest number of nodes over all types.
     """
 
     node_types: NodeTypes = field(default_factory=dict)
@@ -48,12 +47,12 @@ class AutoscalingHead(LoopbackCluster):
 
     @property
     def home(self) -> Path:
-        """The home folder of the head's user, where the cluster launcher leaves the autoscaler's configuration."""
+        """The home folder of the head's user, where the cluster launcher writes the autoscaler's configuration."""
         return self.folder
 
     @property
     def worker_nodes(self) -> int:
-        """How many nodes beside the head are alive, as the cluster itself says; -1 if it does not answer."""
+        """How many nodes beside the head are alive; -1 if the cluster does not respond."""
         return self.alive() - 1
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -88,11 +87,11 @@ class AutoscalingHead(LoopbackCluster):
 
 @contextmanager
 def autoscaling_head(node_types: NodeTypes, *, at_most: int = 8, **variables: str) -> Iterator[AutoscalingHead]:
-    """Such a head with token authentication, and no node beside it yet, for as long as the block lasts.
+    """Run a head with token authentication, and without other nodes at first, while the block lasts.
 
     Args:
-        at_most: nodes over all types.
-        variables: more of the environment of all its processes.
+        at_most: the largest number of nodes over all types.
+        variables: added to the environment of its processes.
     """
     folder = Path(tempfile.mkdtemp(prefix="persres-ray-", dir="/tmp"))  # short: paths of sockets end at 107 bytes
     environment = {

@@ -1,8 +1,8 @@
-"""One digest of everything a catalog holds, for comparing catalogs.
+"""Digests of a catalog's results, for comparing catalogs.
 
-Two runs over the same manifest and spec must end with the same digest, whatever was packed with what, which worker ran
-it and what died on the way (laws 1, 3 and 6). So the digest covers results alone: nothing that names a run, a shard
-or an attempt, no file layout, and no seconds.
+Runs over the same manifest and spec must give the same digests, however concepts were packed, whichever worker ran them
+and whatever was lost (laws 1, 3 and 6). So a digest covers results alone: no id of a run, shard or attempt, no file
+layout, and no seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from io import BytesIO
+
+import pyarrow.parquet as pq
 
 from persres.pipeline.catalog.commit_record import CommittedConcept
 from persres.pipeline.catalog.index import read_committed
@@ -29,12 +32,18 @@ def catalog_digest(store: CatalogStore) -> str:
 
 
 def concept_digests(store: CatalogStore) -> dict[str, str]:
-    """The same, concept by concept, so that a difference between two catalogs has a name.
+    """A hex sha256 for each committed concept.
 
     Raises:
         StoreError: as for `catalog_digest`.
     """
     return {concept_id: _concept_digest(store, committed) for concept_id, committed in read_committed(store).items()}
+
+
+def residuals_written(store: CatalogStore) -> list[str]:
+    """The concept of every residual in the catalog's files, whether or not an attempt committed it."""
+    tables = [pq.read_table(BytesIO(store.read(path)), columns=["concept_id"]) for path in store.list("residuals/")]
+    return [name for table in tables for name in table["concept_id"].to_pylist()]
 
 
 def _concept_digest(store: CatalogStore, committed: CommittedConcept) -> str:

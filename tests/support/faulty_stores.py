@@ -1,4 +1,4 @@
-"""Stores whose n-th operation goes wrong, as a lost connection, a full disk or a careless proxy makes it."""
+"""Stores whose n-th operation fails, as with a lost connection, a full disk or a broken proxy."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 import pytest
 
-from persres.pipeline.catalog import store as catalog_store
 from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.storage import object_store
 
 Fault = Literal["before", "after", "truncated", "shortened"]
-"""Nothing happened; it happened, and only the answer is lost; half of what was sent is there, and the connection is
-gone; half of what was sent is there, and the store says that all is well."""
+"""before: the operation is not executed. after: it is executed, and its response is lost. truncated: half of the data
+is written, and the connection breaks. shortened: half of the data is written, and the store reports success."""
 
-_OPERATIONS = ("cat_file", "cat", "info", "find", "rm_file", "pipe_file")
+_OPERATIONS = ("cat_file", "cat_ranges", "info", "find", "rm_file", "pipe_file")
 
 
 class Faults:
-    """Counts the operations of one store's file system and says what goes wrong with each."""
+    """Counts the operations of a store's file system, and makes those fail that `plan` names a fault for."""
 
     def __init__(self, plan: Callable[[int], Fault | None]) -> None:
         self.plan = plan
@@ -39,7 +39,7 @@ class Faults:
 
 
 class FaultyFileSystem:
-    """A file system that does what another one does, apart from `faults`."""
+    """Another file system with faults."""
 
     def __init__(self, fs: Any, faults: Faults) -> None:
         self._fs = fs
@@ -51,13 +51,13 @@ class FaultyFileSystem:
 
 
 def faulty(
-    store: CatalogStore, plan: Callable[[int], Fault | None], patched: pytest.MonkeyPatch, *, patience_s: float = 0.0
+    store: CatalogStore, plan: Callable[[int], Fault | None], patched: pytest.MonkeyPatch, *, retry_s: float = 0.0
 ) -> tuple[CatalogStore, Faults]:
-    """The same catalog through faults. `patched` carries those of local disks, which are no file system object's."""
+    """The same catalog with faults. `patched` patches the functions that write local files."""
     faults = Faults(plan)
-    broken = store.with_patience(patience_s)
+    broken = store.with_retry(retry_s)
     broken._fs = FaultyFileSystem(store._fs, faults)
     if store._local:
         for name in ("replace_file", "create_file"):
-            patched.setattr(catalog_store, name, faults.wrap(name, getattr(catalog_store, name)))
+            patched.setattr(object_store, name, faults.wrap(name, getattr(object_store, name)))
     return broken, faults

@@ -1,22 +1,22 @@
-"""A server that speaks the part of the Hugging Face Hub's protocol which `huggingface_hub` needs to fetch a model.
+"""A server of the part of the Hugging Face Hub's protocol that `huggingface_hub` needs to download a model.
 
-In a test:               with hub_server() as hub: hub.push("team/drawings", folder)
-As a client's process:   HF_ENDPOINT=hub.endpoint HF_HUB_OFFLINE=0
+In a test:              with hub_server() as hub: hub.push("team/drawings", folder)
+In a client's process:  HF_ENDPOINT=hub.endpoint HF_HUB_OFFLINE=0
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from .http_server import QuietHandler, serving
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Commit:
 
 @dataclass
 class Hub:
-    """What the server has, and what it was asked.
+    """A server's repositories, and the requests it has received.
 
     Attributes:
         endpoint: the address for HF_ENDPOINT.
-        gated: repositories whose files nobody may have.
+        gated: repositories whose files are refused.
         requests: (method, path) of every request, in order.
-        before_file: called with a file's path before it is sent; may wait, or raise to break the connection.
+        before_file: called with a file's path when half of it is sent; may block, or raise to break the connection.
     """
 
     endpoint: str = ""
@@ -45,14 +45,15 @@ class Hub:
     _commits: dict[str, list[Commit]] = field(default_factory=dict)
 
     def push(self, repository: str, folder: Path) -> str:
-        """Make a folder's files the newest commit of a repository's main branch; returns its name."""
+        """Make a folder's files the latest commit of a repository's main branch; returns the commit's hash."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        told = json.dumps([repository, sorted((name, _sha256(data)) for name, data in files.items())])
-        sha = hashlib.sha1(told.encode()).hexdigest()
+        content = json.dumps([repository, sorted((name, _sha256(data)) for name, data in files.items())])
+        sha = hashlib.sha1(content.encode()).hexdigest()
         self._commits.setdefault(repository, []).append(Commit(sha, files))
         return sha
 
     def commit(self, repository: str, revision: str) -> Commit | None:
+        """The commit that a branch or hash names."""
         commits = self._commits[repository]
         if revision == "main":
             return commits[-1]
@@ -62,7 +63,7 @@ class Hub:
         return repository in self._commits
 
     def files_sent(self) -> Counter[str]:
-        """How often each file was asked for, by its path in the repository."""
+        """How often each file was requested, by its path in the repository."""
         sent = (path.split("/resolve/")[1].split("/", 1)[1] for method, path in self.requests if _is_file(method, path))
         return Counter(sent)
 
@@ -75,20 +76,17 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
         parts = path.strip("/").split("/")
@@ -104,9 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         if action == "revision":
             siblings = [{"rfilename": name} for name in commit.files]
-            self._tell({"id": repository, "sha": commit.sha, "siblings": siblings})
+            self._send_json({"id": repository, "sha": commit.sha, "siblings": siblings})
         elif action == "tree":
-            self._tell([_entry(name, data) for name, data in commit.files.items()])
+            self._send_json([_entry(name, data) for name, data in commit.files.items()])
         elif repository in self.hub.gated:
             self._refuse(403, "GatedRepo")
         else:
@@ -116,13 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         data = commit.files.get(name)
         if data is None:
             return self._refuse(404, "EntryNotFound")
-        asked = self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        self.send_response(206 if asked else 200)
+        requested = self.headers.get("Range")
+        start = int(requested.removeprefix("bytes=").split("-")[0]) if requested else 0
+        self.send_response(206 if requested else 200)
         self.send_header("ETag", f'"{_sha256(data)}"')
         self.send_header("X-Repo-Commit", commit.sha)
         self.send_header("Accept-Ranges", "bytes")
-        if asked:
+        if requested:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
@@ -132,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.before_file(name)
             self.wfile.write(data[half:])
 
-    def _tell(self, value: Any) -> None:
+    def _send_json(self, value: Any) -> None:
         body = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -159,16 +157,7 @@ def _entry(name: str, data: bytes) -> dict[str, Any]:
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """Serve an empty Hub on the loopback interface, from threads."""
+    """Serve an empty Hub on the loopback interface, in threads."""
     hub = Hub()
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, name="hub-server", daemon=True)
-    thread.start()
-    try:
+    with serving(type("Handler", (_Handler,), {"hub": hub})) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

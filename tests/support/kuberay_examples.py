@@ -1,4 +1,4 @@
-"""The two example manifests in jobs/deploy: written by the code that users run, so that they say what it does.
+"""Writes the two example manifests in jobs/deploy, with the code behind `persres-batch schedule`.
 
 .venv/bin/python tests/support/kuberay_examples.py
 """

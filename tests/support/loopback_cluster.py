@@ -3,7 +3,7 @@
     with loopback_cluster(nodes=2) as cluster:
         subprocess.run([...], env=cluster.client())
 
-Nothing of it touches another Ray on the machine: ports are free ones, and it has a temporary folder of its own.
+It does not touch another Ray on the machine: it uses free ports and a temporary folder of its own.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pathlib import Path
 import psutil
 
 OBJECT_STORE_BYTES = 80 << 20
-STARTS_WITHIN_S = 120.0
-_ABOUT_RAY = ("RAY_", "PERSRES_")
-# Where every socket is on 127.0.0.1, `ray start` takes the machine for one that cannot have a second node. That check
-# alone is told otherwise: with the variable at 1, Ray would replace 127.0.0.1 by an address that others can reach.
+START_TIMEOUT_S = 120.0
+_RAY_PREFIXES = ("RAY_", "PERSRES_")
+# With every socket on 127.0.0.1, `ray start` refuses a second node, as on Windows. Only that check is patched: with
+# RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1, Ray would replace 127.0.0.1 by an address that other machines can reach.
 _RAY = """
 import types
 from ray.scripts import scripts
@@ -41,14 +41,15 @@ scripts.main()
 
 @dataclass
 class LoopbackCluster:
-    """One head and some nodes, each a `ray start --block` of this test's own.
+    """One head and some nodes, each a `ray start --block` process.
 
     Attributes:
-        token: what every call has to bring; None: the cluster asks for none.
-        folder: where its processes keep their sessions and logs.
-        cpus: of the head, and of every node.
-        head: the head's `ray start`; None while there is none.
-        nodes: the other nodes'.
+        token: required of every call; None: no token is required.
+        folder: of its processes' sessions and logs.
+        cpus: of the head, and of every other node.
+        variables: added to the environment of its processes.
+        head: the head's process; None while there is none.
+        nodes: the other nodes' processes.
     """
 
     token: str | None
@@ -62,19 +63,19 @@ class LoopbackCluster:
 
     @property
     def address(self) -> str:
-        """The job server, as `--address` wants it."""
+        """The job server's address, for `--address`."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def gcs_address(self) -> str:
-        """The cluster itself, as `ray.init(address=…)` wants it from a machine of the cluster."""
+        """The GCS address, for `ray.init` on a node of the cluster."""
         return f"127.0.0.1:{self.gcs_port}"
 
     def client(self, *, token: str | None = "", **variables: str) -> dict[str, str]:
-        """The environment of a process that talks to the cluster.
+        """The environment of a client process.
 
         Args:
-            token: another one than the cluster's; None: none at all.
+            token: by default the cluster's; None: none.
         """
         given = self.token if token == "" else token
         return _plain_environment() | _token_variables(given, self.folder / "no-token-here") | variables
@@ -82,8 +83,8 @@ class LoopbackCluster:
     def start_head(self, *arguments: str) -> None:
         """Start the head node; returns when it accepts jobs.
 
-        After `kill_head` it is a new cluster, whose job server has the old one's address. Nodes of the old one know
-        nothing of it, and end themselves after a minute or with `stop`.
+        After `kill_head` it is a new cluster, whose job server has the old one's address. Nodes of the old cluster do
+        not join it: they exit after a minute, or with `stop`.
         """
         self.gcs_port = free_port()
         self.dashboard_port = self.dashboard_port or free_port()
@@ -96,7 +97,7 @@ class LoopbackCluster:
         self._wait(lambda: self.http("/api/jobs/")[0] == 200 and self.alive() > 0, [self.head])
 
     def add_node(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start one more node; returns once it has joined. Two that start at once would take each other's files."""
+        """Start one more node; returns once it has joined, since nodes that start concurrently share files."""
         before = self.alive()
         node = self._start(f"--address={self.gcs_address}", f"--num-cpus={self.cpus[1]}", *arguments)
         self.nodes.append(node)
@@ -104,20 +105,20 @@ class LoopbackCluster:
         return node
 
     def kill_head(self) -> None:
-        """End everything that runs on the head at once, as a power cut does: GCS, raylet, dashboard and drivers."""
+        """Kill everything that runs on the head, as a power cut does: GCS, raylet, dashboard and drivers."""
         assert self.head is not None
         kill_tree(self.head)
         self.head = None
 
     def stop(self) -> None:
-        """End every process of the cluster."""
+        """Kill every process of the cluster."""
         for process in (*self.nodes, *([self.head] if self.head else [])):
             kill_tree(process)
         self.nodes.clear()
         self.head = None
 
     def http(self, path: str, *, token: str | None = "") -> tuple[int, bytes]:
-        """GET a path of the dashboard: status and body; status 0 if nobody answers."""
+        """GET a path of the dashboard; returns status and body, with status 0 if there is no response."""
         return http_get(f"{self.address}{path}", self.token if token == "" else token)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -151,14 +152,14 @@ class LoopbackCluster:
         )
 
     def alive(self) -> int:
-        """How many nodes the cluster takes for alive, the head among them."""
+        """How many nodes are alive by the cluster's own account, including the head."""
         status, body = self.http("/nodes?view=summary")
         if status != 200:
             return 0
         return sum(node["raylet"].get("state") == "ALIVE" for node in json.loads(body)["data"]["summary"])
 
     def _wait(self, condition: Callable[[], bool], processes: list[subprocess.Popen[bytes]]) -> None:
-        deadline = time.monotonic() + STARTS_WITHIN_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not condition():
             ended = [process for process in processes if process.poll() is not None]
             assert not ended and time.monotonic() < deadline, self._logs()
@@ -172,12 +173,13 @@ class LoopbackCluster:
 def loopback_cluster(
     nodes: int = 2, token: str | None = "", *, cpus: tuple[int, int] = (2, 2), **variables: str
 ) -> Iterator[LoopbackCluster]:
-    """A head and so many more nodes, for as long as the block lasts.
+    """Run a cluster while the block lasts.
 
     Args:
-        token: what the cluster asks for; by default a new one, None: none.
+        nodes: beside the head.
+        token: required of every call; by default a random one; None: none.
         cpus: of the head, and of every other node.
-        variables: more of the environment of all its processes.
+        variables: added to the environment of its processes.
     """
     folder = Path(tempfile.mkdtemp(prefix="persres-ray-", dir="/tmp"))  # short: paths of sockets end at 107 bytes
     cluster = LoopbackCluster(secrets.token_hex(16) if token == "" else token, folder, cpus, variables)
@@ -192,7 +194,7 @@ def loopback_cluster(
 
 
 def http_get(url: str, token: str | None = None) -> tuple[int, bytes]:
-    """GET: status and body; status 0 if nobody answers."""
+    """GET a URL; returns status and body, with status 0 if there is no response."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -204,14 +206,14 @@ def http_get(url: str, token: str | None = None) -> tuple[int, bytes]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens at just now."""
+    """A free port of the loopback interface."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and to all that it has started, before any of them can tidy up."""
+    """Kill a process and all its descendants, before any of them can clean up."""
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         below = parent.children(recursive=True)
@@ -223,8 +225,8 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def _plain_environment() -> dict[str, str]:
-    """This process' environment without what is about a Ray or a run."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(_ABOUT_RAY)}
+    """This process' environment without the variables of Ray and of this project."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_PREFIXES)}
     return ours | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # all sockets on 127.0.0.1
 
 

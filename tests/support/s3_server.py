@@ -1,8 +1,8 @@
-"""A real S3 protocol server on the loopback interface (moto's), that can be told to fail as real ones do.
+"""moto's S3 server on the loopback interface, with faults that can be switched on.
 
-In a test:               with s3_server() as server: CatalogStore("s3://catalogs/mugs")
-As its own process:      python tests/support/s3_server.py --port 5555 --fail-rate 0.1
-which `POST /-/faults` with {"fail_rate": 0.1} steers, and `GET /-/requests` asks how many requests came and failed.
+In a test:           with s3_server() as server: CatalogStore("s3://catalogs/mugs")
+In its own process:  python tests/support/s3_server.py --port 5555 --fail-rate 0.1
+where `POST /-/faults` with {"fail_rate": 0.1} changes the faults, and `GET /-/requests` returns the counts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from io import BytesIO
 from typing import Any, Literal
 
 Fault = Literal["503", "503 after", "reset", "reset after", "timeout", "403", "truncated"]
-"""What goes wrong with one request; "after": the request is carried out, and only its answer is lost. "truncated":
-half of what was sent is stored, and the connection breaks."""
+"""What goes wrong with a request. "after": it is executed, and its response is lost. "truncated": half of its body is
+stored, and the connection breaks."""
 
 RANDOM_FAULTS: tuple[Fault, ...] = ("503", "503 after", "reset", "reset after", "timeout")
 BUCKET = "catalogs"
@@ -42,7 +42,7 @@ _DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access
 
 @dataclass
 class Request:
-    """What a rule is asked about: the method ("PUT"), the path ("/catalogs/mugs/commits/a.json") and the query."""
+    """A request: the method ("PUT"), the path ("/catalogs/mugs/commits/a.json") and the query."""
 
     method: str
     path: str
@@ -51,13 +51,15 @@ class Request:
 
 @dataclass
 class Faults:
-    """A WSGI application around another one, between a client and the store.
+    """A WSGI application that injects faults into another one.
 
     Attributes:
-        fail_rate: this share of requests meets one of `RANDOM_FAULTS`, drawn from `seed`.
-        rule: decides about a request before chance does; None lets it pass.
-        ignore_conditions: answer conditional writes as stores do that do not know them: with success.
+        fail_rate: the share of requests with one of `RANDOM_FAULTS`, drawn with `seed`.
+        rule: returns the fault of a request; None leaves it to `fail_rate`.
+        ignore_conditions: execute conditional writes unconditionally, as some stores do.
         timeout_s: how long a request hangs before its connection is closed.
+        requests: all so far.
+        met: how many requests had each fault.
     """
 
     application: Callable[..., Iterable[bytes]]
@@ -76,20 +78,20 @@ class Faults:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", ""))
         if request.path.startswith("/-/"):
-            return self._steered(request, environ, start_response)
+            return self._control(request, environ, start_response)
         with self._lock:
             self.requests.append(request)
-            fault = self.rule(request) or self._chance()
+            fault = self.rule(request) or self._draw_fault()
             if fault:
                 self.met[fault] += 1
         if self.ignore_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
-        return self._answer(fault, environ, start_response)
+        return self._respond(fault, environ, start_response)
 
-    def _chance(self) -> Fault | None:
+    def _draw_fault(self) -> Fault | None:
         return self._random.choice(RANDOM_FAULTS) if self._random.random() < self.fail_rate else None
 
-    def _answer(
+    def _respond(
         self, fault: Fault | None, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -112,16 +114,16 @@ class Faults:
         if fault.startswith("503"):
             return _error("503 Slow Down", _SLOW_DOWN, environ, start_response)
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        raise ConnectionResetError("as told to")
+        raise ConnectionResetError("an injected fault")
 
-    def _steered(
+    def _control(
         self, request: Request, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Requests to the server itself rather than to the store."""
+        """Respond to a request that is meant for this class, not for the store."""
         if request.path == "/-/faults":
-            asked = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+            changes = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
             for name in ("fail_rate", "timeout_s", "ignore_conditions"):
-                setattr(self, name, asked.get(name, getattr(self, name)))
+                setattr(self, name, changes.get(name, getattr(self, name)))
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps({"requests": len(self.requests), "met": self.met}).encode()]
 
@@ -133,7 +135,7 @@ def _error(status: str, body: bytes, environ: dict[str, Any], start_response: Ca
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `environment` is what a client process needs to find it and to be let in."""
+    """A running server."""
 
     port: int
     faults: Faults
@@ -144,13 +146,14 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
+        """The variables of a client's process: address and credentials."""
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint}
 
 
 @contextmanager
 def s3_server(port: int = 0, **faults: Any) -> Iterator[S3Server]:
     """Serve an empty bucket named `BUCKET` from a thread; `faults` are attributes of `Faults`."""
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # it logs every request, and every connection cut
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # it logs every request, and every lost connection
     os.environ.setdefault("MOTO_ALLOW_NONEXISTENT_REGION", "true")
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -173,12 +176,12 @@ def s3_server(port: int = 0, **faults: Any) -> Iterator[S3Server]:
 
 
 def _main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--port", type=int, default=0, help="0: any free one")
-    arguments.add_argument("--fail-rate", type=float, default=0.0)
-    arguments.add_argument("--seed", type=int, default=0)
-    asked = arguments.parse_args()
-    with s3_server(asked.port, fail_rate=asked.fail_rate, seed=asked.seed) as server:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--fail-rate", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with s3_server(arguments.port, fail_rate=arguments.fail_rate, seed=arguments.seed) as server:
         print(json.dumps(server.environment), flush=True)
         sys.stdin.read()  # until the parent ends
 

@@ -34,7 +34,7 @@ WORDS = tuple(
 
 
 def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Save a pipeline folder: 16x16 pictures, 8x8 latents, three target layers.
+    """Save a pipeline folder: 16 x 16 images, 8 x 8 latents, three target layers.
 
     "sd1": convolutional proj_out and epsilon; "sd2": linear proj_out and v-prediction; "sdxl": linear proj_out,
     epsilon, two text encoders, and two blocks in every transformer.
@@ -117,14 +117,14 @@ def write_tiny_pipeline(folder: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """One token a word for `WORDS`; other words fall apart into letters."""
+    """A tokenizer with one token for each of `WORDS`; other words become one token a letter."""
     letters = sorted({letter for word in WORDS for letter in word} | set("abcdefghijklmnopqrstuvwxyz"))
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         pieces = [*word[:-1], f"{word[-1]}</w>"]
         while len(pieces) > 1:
-            merged = pieces[-2] + pieces[-1]  # from the end, so that no prefix of one word steals another's letters
+            merged = pieces[-2] + pieces[-1]  # from the end, so that it merges no prefix of another word
             if (pieces[-2], pieces[-1]) not in merges:
                 merges.append((pieces[-2], pieces[-1]))
             if merged not in vocabulary:
@@ -135,11 +135,20 @@ def tiny_tokenizer() -> CLIPTokenizer:
 
 
 def load_tiny(folder: Path) -> BaseModel:
+    """Load a folder of `write_tiny_pipeline` on the CPU."""
     return load_base_model(folder, name="tiny", revision=json.dumps(folder.name))
 
 
+def write_tiny_models(folder: Path) -> dict[str, str]:
+    """Save a base model of "sd1" shape and a scorer; returns the run spec's settings that name them."""
+    return {
+        "base_model": str(write_tiny_pipeline(folder / "base", "sd1")),
+        "scorer": str(write_tiny_scorer(folder / "scorer")),
+    }
+
+
 def write_tiny_scorer(folder: Path, seed: int = 0) -> Path:
-    """Save a CLIPModel folder with its tokenizer and image processor; random weights, 16x16 pictures."""
+    """Save a CLIPModel folder with its tokenizer and image processor; random weights, 16 x 16 images."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     text = {

@@ -1,7 +1,7 @@
-"""Measure the shipped weights on held-out prompts and pictures, and write `evaluation.json`.
+"""Measure the weights on held-out prompts and images, and write `evaluation.json`.
 
-Renderings are judged by the judge, which took no part in training; colours are also measured against six anchors.
-Pictures are of the test split: no setting was chosen on it, as some were on the held-out split.
+Renderings are classified by the judge, which took no part in training; colours are also compared with six anchors.
+Images are of the test split: on the held-out split some settings were chosen.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from transformers import CLIPModel, CLIPProcessor
 
 from ..captions import plain_prompt
 from ..world import BACKGROUNDS, CLASSES, COLOURS
-from . import workshop
+from . import trainer
 from .dataset import load_scenes
-from .train_diffusion import BATCH, PICTURES
+from .train_diffusion import BATCH, ENCODED_IMAGES
 from .train_judge import Judge, judge_accuracy, load_judge
-from .train_scorer import embed_images, embed_texts, same_and_other
+from .train_scorer import embed_images, embed_texts, identity_similarities
 from .train_vae import psnr, to_tensor
 
 GUIDANCE, INFERENCE_STEPS = 4.0, 20
 ANCHORS = ("red", "yellow", "green", "blue", "purple", "white")
-"""Six colours that are far from each other."""
+"""Six distant colours."""
 
 _PAIRS = [(kind, background) for kind in range(len(CLASSES)) for background in range(len(BACKGROUNDS))]
 
 
 def evaluate(weights: Path, out: Path) -> dict[str, Any]:
-    """Run every measurement on `weights`/base and `weights`/scorer, print it, and write it to `out`."""
-    work = workshop.work_folder()
+    """Measure `weights`/base and `weights`/scorer, log the numbers, and write them to `out`."""
+    work = trainer.work_folder()
     torch.set_num_threads(1)
     judge = load_judge(work)
     pipeline = load_pipeline(weights / "base")
     numbers: dict[str, Any] = {"guidance": GUIDANCE, "inference_steps": INFERENCE_STEPS, "scheduler": "DDIM, trailing"}
-    numbers["train_pictures"] = len(load_scenes(work, "train").pictures)
+    numbers["train_pictures"] = len(load_scenes(work, "train").images)
     numbers["diffusion_samples"] = (
-        torch.load(work / "diffusion.pt", weights_only=True)["step"] * BATCH * workshop.WORKERS
+        torch.load(work / "diffusion.pt", weights_only=True)["step"] * BATCH * trainer.WORKERS
     )
-    numbers["diffusion_pictures"] = PICTURES
+    numbers["diffusion_pictures"] = ENCODED_IMAGES
     numbers["vocabulary"] = len(pipeline.tokenizer)
     numbers["vae_psnr_db"] = psnr(pipeline.vae, load_scenes(work, "test"), 512)
     numbers["judge_accuracy_class_background_colour"] = judge_accuracy(judge, load_scenes(work, "test"))
@@ -53,7 +53,7 @@ def evaluate(weights: Path, out: Path) -> dict[str, Any]:
     numbers |= _scorer(weights / "scorer", work)
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
     out.write_text(json.dumps(rounded, indent=2) + "\n")
-    workshop.log(json.dumps(rounded, indent=2))
+    trainer.log(json.dumps(rounded, indent=2))
     return rounded
 
 
@@ -64,7 +64,7 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, guidance: float = GUIDANCE) -> np.ndarray:
-    """One picture a prompt, uint8 [n, 64, 64, 3], each with its own seed."""
+    """Render one image per prompt, each with its own seed: uint8 [n, 64, 64, 3]."""
     pictures: list[np.ndarray] = []
     for start in range(0, len(prompts), 16):
         part = prompts[start : start + 16]
@@ -94,7 +94,7 @@ def contact_sheet(pictures: np.ndarray, columns: int, path: Path) -> None:
 
 @torch.no_grad()
 def _class_and_background(pipeline: StableDiffusionPipeline, judge: Judge, folder: Path) -> dict[str, Any]:
-    """Every class on every background, four seeds each: the share that the judge finds right."""
+    """Render every class on every background with four seeds, and return the shares that the judge finds right."""
     pairs = _PAIRS * 4
     pictures = sample(pipeline, [plain_prompt(CLASSES[k], BACKGROUNDS[b]) for k, b in pairs], seed=10_000)
     contact_sheet(pictures, len(BACKGROUNDS), folder / "samples.png")
@@ -109,12 +109,12 @@ def _class_and_background(pipeline: StableDiffusionPipeline, judge: Judge, folde
 
 @torch.no_grad()
 def _colours(pipeline: StableDiffusionPipeline, judge: Judge, folder: Path) -> dict[str, Any]:
-    """Six colour words, every class, four backgrounds: which of the six is seen, and how much do words explain."""
-    wanted = [(a, k, b) for a in range(len(ANCHORS)) for k in range(len(CLASSES)) for b in range(4)]
-    prompts = [plain_prompt(CLASSES[k], BACKGROUNDS[(2 * b + k) % 8], ANCHORS[a]) for a, k, b in wanted]
+    """Render six colour words with every class on four backgrounds, and compare the colours with the words."""
+    combinations = [(a, k, b) for a in range(len(ANCHORS)) for k in range(len(CLASSES)) for b in range(4)]
+    prompts = [plain_prompt(CLASSES[k], BACKGROUNDS[(2 * b + k) % 8], ANCHORS[a]) for a, k, b in combinations]
     pictures = sample(pipeline, prompts, seed=20_000)
     contact_sheet(pictures, 24, folder / "colours.png")
-    truth = torch.tensor([a for a, _, _ in wanted])
+    truth = torch.tensor([a for a, _, _ in combinations])
     _, _, colours = judge(to_tensor(pictures))
     anchors = torch.tensor([list(COLOURS).index(name) for name in ANCHORS])
     middle = np.array([_body_colour(picture) for picture in pictures])
@@ -131,22 +131,22 @@ def _colours(pipeline: StableDiffusionPipeline, judge: Judge, folder: Path) -> d
 
 
 def _body_colour(picture: np.ndarray) -> np.ndarray:
-    """The median colour of the middle of a picture, where the sprite's body is."""
+    """Return the median colour of the middle of an image, where the sprite's body is."""
     return np.median(picture[30:50, 24:40].reshape(-1, 3), axis=0)
 
 
 @torch.no_grad()
 def _scorer(folder: Path, work: Path) -> dict[str, Any]:
-    """Zero-shot accuracy over all 48 captions "a photo of a CLASS BACKGROUND", and identity by image similarity."""
+    """Measure the scorer: zero-shot accuracy over the 48 captions "a photo of a CLASS BACKGROUND", and identity."""
     scorer = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = CLIPProcessor.from_pretrained(folder)
     held_out = load_scenes(work, "test")
     captions = [plain_prompt(CLASSES[k], BACKGROUNDS[b]) for k, b in _PAIRS]
     ids = processor.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-    best = (embed_images(scorer, to_tensor(held_out.pictures[:])) @ embed_texts(scorer, ids).T).argmax(1).numpy()
-    said, facts = np.array(_PAIRS)[best], np.asarray(held_out.facts)
+    best = (embed_images(scorer, to_tensor(held_out.images[:])) @ embed_texts(scorer, ids).T).argmax(1).numpy()
+    predicted, labels = np.array(_PAIRS)[best], np.asarray(held_out.labels)
     numbers = {
-        "scorer_class": float((said[:, 0] == facts[:, 0]).mean()),
-        "scorer_background": float((said[:, 1] == facts[:, 1]).mean()),
+        "scorer_class": float((predicted[:, 0] == labels[:, 0]).mean()),
+        "scorer_background": float((predicted[:, 1] == labels[:, 1]).mean()),
     }
-    return numbers | {f"scorer_{name}": value for name, value in same_and_other(scorer, held_out).items()}
+    return numbers | {f"scorer_{name}": value for name, value in identity_similarities(scorer, held_out).items()}

@@ -1,7 +1,7 @@
-"""Judge a demo catalog against the truth. Only in spriteworld is it known what a concept looks like anywhere else.
+"""Score a demo's catalog against the truth: in spriteworld, every concept can be drawn on every background.
 
-Similarity to the reference images rewards a copied background, and all of a demo concept's references share one. So
-identity is measured against true drawings of the concept on the background that the prompt asked for.
+A copied background raises the similarity to the references, and all references of a demo's concept have the same one.
+So identity is measured against drawings of the concept on the background that the prompt names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ....core.errors import InvalidInput
-from ....core.quality_scores import Scorer, load_scorer
+from ....core.scoring.quality_scores import Scorer, load_scorer
 from ...catalog.index import read_committed
 from ...catalog.results import read_renderings
 from ...catalog.schemas import RenderingRow
@@ -29,17 +29,17 @@ from ..demo_catalog import identity_from_json
 from ..world import Identity, draw
 
 TRUE_DRAWINGS = 4
-"""Drawings an identity score averages over: they differ in placement and in the background's details."""
+"""The number of drawings over which an identity score is averaged; placement and details of the background differ."""
 
 
 @dataclass(frozen=True, slots=True)
-class VariantScores:
+class VariantJudgement:
     """Means over the renderings of one variant.
 
     Attributes:
-        identity: cosine to true drawings of the concept on the background that the prompt asks for.
+        identity: cosine to drawings of the concept on the prompt's background.
         prompt: cosine to the prompt.
-        background: share of the renderings whose background the scorer finds to be the one asked for.
+        background: share of the renderings whose background is the prompt's according to the scorer.
     """
 
     variant: str
@@ -49,8 +49,8 @@ class VariantScores:
     background: float
 
 
-def judge_catalog(catalog_uri: str, manifest_uri: str) -> list[VariantScores]:
-    """Score every variant of a catalog that `write_demo`'s manifest gave.
+def judge_catalog(catalog_uri: str, manifest_uri: str) -> list[VariantJudgement]:
+    """Score every variant of the catalog of a manifest written by `write_demo`.
 
     Raises:
         InvalidInput: the manifest is not a demo's.
@@ -69,11 +69,11 @@ def judge_catalog(catalog_uri: str, manifest_uri: str) -> list[VariantScores]:
     return [_mean(variant, by_variant[variant]) for variant in order if variant in by_variant]
 
 
-def background_asked_for(prompt: str) -> str:
-    """The background that a prompt names.
+def background_of(prompt: str) -> str:
+    """Return the background that a prompt names.
 
     Raises:
-        InvalidInput: it names none that this world has.
+        InvalidInput: it names none of this world.
     """
     for background, phrases in BACKGROUND_PHRASES.items():
         if any(prompt.endswith(phrase) for phrase in phrases):
@@ -89,31 +89,31 @@ def _identity(row: ManifestRow) -> Identity:
 
 def _judge(scorer: Scorer, who: Identity, renderings: Sequence[RenderingRow]) -> Iterator[tuple[float, float, bool]]:
     images = [_pixels(rendering.image) for rendering in renderings]
-    return judge_images(scorer, who, images, [background_asked_for(row.prompt_template) for row in renderings])
+    return judge_images(scorer, who, images, [background_of(row.prompt_template) for row in renderings])
 
 
 def judge_images(
-    scorer: Scorer, who: Identity, images: Sequence[np.ndarray], asked_for: Sequence[str]
+    scorer: Scorer, who: Identity, images: Sequence[np.ndarray], backgrounds: Sequence[str]
 ) -> Iterator[tuple[float, float, bool]]:
-    """(identity, prompt, background right) of every image of one concept, given the background it was to have."""
+    """Yield (identity, prompt, background right) of each image of one concept, given its prompt's background."""
     embedded = scorer.embed_images(images)
-    backgrounds = list(BACKGROUND_PHRASES)
-    texts = scorer.embed_texts([f"a photo of a {who.macro_class} {BACKGROUND_PHRASES[b][0]}" for b in backgrounds])
+    known = list(BACKGROUND_PHRASES)
+    texts = scorer.embed_texts([f"a photo of a {who.macro_class} {BACKGROUND_PHRASES[b][0]}" for b in known])
     truths: dict[str, Tensor] = {}
-    for asked, image in zip(asked_for, embedded, strict=True):
-        if asked not in truths:
-            drawings = [draw(who, asked, f"truth/{number}")[0] for number in range(TRUE_DRAWINGS)]
-            truths[asked] = scorer.embed_images(drawings)
-        identity = float((truths[asked] @ image).mean())
+    for background, image in zip(backgrounds, embedded, strict=True):
+        if background not in truths:
+            drawings = [draw(who, background, f"truth/{number}")[0] for number in range(TRUE_DRAWINGS)]
+            truths[background] = scorer.embed_images(drawings)
+        identity = float((truths[background] @ image).mean())
         similarity = texts @ image
-        found = backgrounds[int(similarity.argmax())]
-        yield identity, float(similarity[backgrounds.index(asked)]), found == asked
+        found = known[int(similarity.argmax())]
+        yield identity, float(similarity[known.index(background)]), found == background
 
 
 def _pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def _mean(variant: str, scores: Sequence[tuple[float, float, bool]]) -> VariantScores:
+def _mean(variant: str, scores: Sequence[tuple[float, float, bool]]) -> VariantJudgement:
     identity, prompt, background = np.mean(np.asarray(scores, dtype=float), axis=0).tolist()
-    return VariantScores(variant, len(scores), identity, prompt, background)
+    return VariantJudgement(variant, len(scores), identity, prompt, background)

@@ -1,4 +1,4 @@
-"""Write `weights/model_card.md`; every measured number in it comes from evaluation.json."""
+"""Write `weights/model_card.md`, with the measurements of evaluation.json."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ mean nothing to it. It is no stand-in for the quality of a real model, and a met
 
 ## How it was made
 
-From scratch, on two CPU cores, by the scripts in `persres/pipeline/spriteworld`; no picture, weight or text comes from
-anywhere else. `python -m persres.pipeline.spriteworld.training.regenerate` draws the same data and trains by the
-scripts' settings.
+From scratch, on two CPU cores, by the scripts in `persres/pipeline/spriteworld/training`; no picture, weight or text
+comes from anywhere else. `python -m persres.pipeline.spriteworld.training.regenerate` draws the same data and trains by
+the scripts' settings.
 {provenance}
 - `base/vae`: AutoencoderKL (16, 32, 64), 64x64x3 to 16x16x4, on {train_pictures} drawn pictures; then its decoder
   alone a little longer.
@@ -75,7 +75,7 @@ The weights of revision {revision} were not made in one pass of these settings, 
 
 
 def write_model_card(weights: Path, numbers: dict[str, Any]) -> None:
-    """`numbers` is what `evaluate` returned; what only the shipped weights went through is said of them alone."""
+    """Write the model card with the numbers returned by `evaluate`. Only that of the shipped weights has a history."""
     revision = (weights / "REVISION").read_text().strip()
     history = _HISTORY.format(revision=revision) if revision == _SHIPPED else ""
     judge = numbers["judge_accuracy_class_background_colour"]

@@ -1,7 +1,7 @@
-"""Make everything in `weights/` again: `python -m persres.pipeline.spriteworld.training.regenerate`.
+"""Regenerate everything in `weights/`: `python -m persres.pipeline.spriteworld.training.regenerate`.
 
-Each step leaves its result in the work folder (SPRITEWORLD_WORK, default build/spriteworld) and is skipped when the
-result is there; a training that was killed goes on from its last checkpoint. Two CPU cores need about two hours.
+Each step writes its result to the work folder (SPRITEWORLD_WORK, default build/spriteworld) and is skipped if that
+exists; a training that was killed resumes from its last checkpoint. Two CPU cores need about two hours.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from .. import WEIGHTS
-from . import workshop
+from . import trainer
 from .dataset import HELD_OUT_IDENTITIES, TRAIN_IDENTITIES, make_scenes
 from .evaluate import evaluate
 from .model_card import write_model_card
@@ -23,8 +23,8 @@ from .train_vae import refine_decoder, train_vae
 
 
 def regenerate(weights: Path = WEIGHTS) -> None:
-    """Draw, train, export, evaluate; every step is a no-op where its result already exists."""
-    work = workshop.work_folder()
+    """Draw, train, export and evaluate; every step whose result exists is skipped."""
+    work = trainer.work_folder()
     make_scenes(work, "held-out", HELD_OUT_IDENTITIES)
     make_scenes(work, "test", HELD_OUT_IDENTITIES)
     make_scenes(work, "train", TRAIN_IDENTITIES)
@@ -42,7 +42,7 @@ def regenerate(weights: Path = WEIGHTS) -> None:
 
 
 def content_digest(weights: Path) -> str:
-    """Sixteen hex digits over the names and bytes of every file below base/ and scorer/."""
+    """Return a digest, 16 hex digits, of the names and bytes of all files below base/ and scorer/."""
     digest = hashlib.sha256()
     for path in sorted(p for part in ("base", "scorer") for p in (weights / part).rglob("*") if p.is_file()):
         digest.update(path.relative_to(weights).as_posix().encode() + b"\0")

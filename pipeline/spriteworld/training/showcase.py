@@ -1,15 +1,16 @@
-"""README's picture, made from a demo's catalog.
+"""Draw the README's picture from a demo's catalog.
 
 `python -m persres.pipeline.spriteworld.training.showcase persres-demo docs/images/demo.png`
 
-A row a concept: one of its references, then for two prompts what the base model draws, what the residual draws
-everywhere, and what it draws with LAG.
+One row per concept: one of its references, then for two prompts the rendering of each variant: base model, residual,
+residual with LAG.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ INK, PAPER, FAINT = (32, 33, 36), (255, 255, 255), (110, 113, 120)
 
 
 def showcase(demo: Path, concepts: int = 6) -> Image.Image:
-    """Draw the picture for the first `concepts` concepts of a demo folder that have been committed."""
-    committed = read_committed(store := CatalogStore(str(demo / "catalog")))
+    """Draw the picture for the first `concepts` committed concepts of a demo folder."""
+    committed = read_committed(store := CatalogStore(str(demo / "manifest-catalog")))
     rows = [
         (row, read_renderings(store, committed[row.concept_id]))
         for row in read_manifest(str(demo / "manifest.parquet"), default_prompts=()).rows
@@ -63,8 +64,8 @@ def _draw_row(canvas: Image.Image, top: int, row: ManifestRow, renderings: Seque
 
 
 def _left(column: int) -> int:
-    """The column's left edge; each prompt's group of columns stands a little apart."""
-    groups = -(-column // len(COLUMNS))
+    """Return the left edge of a column; there is a gap before each prompt's group of columns."""
+    groups = math.ceil(column / len(COLUMNS))
     return MARGIN + column * (SIDE + GAP) + groups * 2 * GAP
 
 

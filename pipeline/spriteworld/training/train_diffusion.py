@@ -1,7 +1,7 @@
-"""Train the UNet and the text encoder together, from noise and captions, on cached latents.
+"""Train the UNet and the text encoder together, on cached latents and random captions.
 
 Shapes: latents z_BCHW [B, 4, 16, 16] (scaled to unit variance), token ids [B, 24], text states [B, 24, 128].
-The schedule ends in pure noise (rescaled betas), so the model predicts v; without that, colour words have no effect.
+The noise schedule ends in pure noise (rescaled betas), so the model predicts v. Otherwise colour words have no effect.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..captions import BEGIN, END, LENGTH, Scene, build_tokenizer, caption
 from ..world import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, rng_for
-from . import workshop
+from . import trainer
 from .dataset import load_scenes
 from .train_vae import encode, load_vae
 
 STEPS = 7_600
 BATCH = 12
 PEAK_RATE = 1.2e-3
-EMA_KEEP = 0.999
+EMA_DECAY = 0.999
 TEXT_WIDTH = 128
-PICTURES = 32_000
+ENCODED_IMAGES = 32_000
 _COLOUR_NAMES = tuple(COLOURS)
 
 
@@ -49,7 +49,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """3.8M weights; cross-attention at 16x16, 8x8 and 4x4, hence seven target layers, each a convolutional proj_out."""
+    """Build the UNet: 3.8M weights, and seven target layers (convolutional proj_out) at 16x16, 8x8 and 4x4."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -63,7 +63,7 @@ def new_unet() -> UNet2DConditionModel:
         norm_num_groups=16,
     )
     for name, module in unet.named_modules():
-        if name.endswith((".conv2", ".proj_out")) or name == "conv_out":  # start as the identity, learn faster
+        if name.endswith((".conv2", ".proj_out")) or name == "conv_out":  # initially the identity, which trains faster
             nn.init.zeros_(cast(nn.Conv2d, module).weight)
     return unet
 
@@ -84,32 +84,32 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def scene_of(facts: np.ndarray) -> Scene:
-    kind, background, body, pattern, trim = (int(x) for x in facts)
+def scene_of(labels: np.ndarray) -> Scene:
+    kind, background, body, pattern, trim = (int(x) for x in labels)
     return Scene(CLASSES[kind], BACKGROUNDS[background], _COLOUR_NAMES[body], PATTERNS[pattern], _COLOUR_NAMES[trim])
 
 
 def cache_latents(work: Path) -> None:
-    """Encode the first `PICTURES` training pictures once: means and deviations, float16 [n, 4, 16, 16], unscaled."""
+    """Encode the first `ENCODED_IMAGES` training images: means and deviations, float16 [n, 4, 16, 16], unscaled."""
     if not (work / "latent-stds.npy").exists():
-        workshop.run_workers(_cache_part, work)
+        trainer.run_workers(_cache_part, work)
         for name in ("means", "stds"):
-            parts = [np.load(work / f"latent-{name}-{rank}.npy") for rank in range(workshop.WORKERS)]
+            parts = [np.load(work / f"latent-{name}-{rank}.npy") for rank in range(trainer.WORKERS)]
             np.save(work / f"latent-{name}.npy", np.concatenate(parts))
 
 
 def _cache_part(rank: int, workers: int, work: Path) -> None:
-    pictures = np.array_split(load_scenes(work, "train").pictures[:PICTURES], workers)[rank]
-    for name, values in zip(("means", "stds"), encode(load_vae(work), pictures), strict=True):
+    images = np.array_split(load_scenes(work, "train").images[:ENCODED_IMAGES], workers)[rank]
+    for name, values in zip(("means", "stds"), encode(load_vae(work), images), strict=True):
         np.save(work / f"latent-{name}-{rank}.npy", values.half().numpy())
 
 
 def train_diffusion(steps: int = STEPS) -> None:
-    """Train, or go on from the last checkpoint (where `steps` may differ); the result is `work/diffusion.pt`."""
-    work = workshop.work_folder()
+    """Train, or resume from the last checkpoint, and write `work/diffusion.pt`."""
+    work = trainer.work_folder()
     cache_latents(work)
     if not (work / "diffusion.pt").exists():
-        workshop.run_workers(_train, work, steps)
+        trainer.run_workers(_train, work, steps)
 
 
 def _train(rank: int, workers: int, work: Path, steps: int) -> None:
@@ -121,7 +121,7 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     start = 0
-    if saved := workshop.load_checkpoint(work / "diffusion-last.pt"):
+    if saved := trainer.load_checkpoint(work / "diffusion-last.pt"):
         start, average = saved["step"], saved["average"]
         both.load_state_dict(saved["both"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -129,14 +129,14 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
     running = 0.0
     for step in range(start, steps):
         z_BCHW, ids, t, noise = batches[step]
-        workshop.set_rate(optimizer, workshop.learning_rate(step, steps, PEAK_RATE, warm=200, hold=0.5))
+        trainer.set_learning_rate(optimizer, trainer.learning_rate(step, steps, PEAK_RATE, warm_up=200, hold=0.5))
         noisy = scheduler.add_noise(z_BCHW, noise, t)  # type: ignore[arg-type]
         target = scheduler.get_velocity(z_BCHW, noise, t)  # type: ignore[arg-type]
         loss = F.mse_loss(unet(noisy, t, encoder_hidden_states=text(ids)[0]).sample, target)
-        workshop.descend(loss, optimizer, parameters, average, step, EMA_KEEP)
+        trainer.optimizer_step(loss, optimizer, parameters, average, step, EMA_DECAY)
         running = loss.item() if step == start else 0.98 * running + 0.02 * loss.item()
         if rank == 0 and (step + 1) % 50 == 0:
-            workshop.log(f"diffusion step {step + 1}/{steps} loss {running:.4f}")
+            trainer.log(f"diffusion step {step + 1}/{steps} loss {running:.4f}")
         if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == steps):
             kept = {
                 "step": step + 1,
@@ -144,17 +144,17 @@ def _train(rank: int, workers: int, work: Path, steps: int) -> None:
                 "average": average,
                 "optimizer": optimizer.state_dict(),
             }
-            workshop.save_checkpoint(work / "diffusion-last.pt", kept)
+            trainer.save_checkpoint(work / "diffusion-last.pt", kept)
     if rank == 0:
-        workshop.save_checkpoint(work / "diffusion.pt", {"step": steps, "average": average})
+        trainer.save_checkpoint(work / "diffusion.pt", {"step": steps, "average": average})
 
 
 class _Batches:
-    """Batch number -> latents, token ids, timesteps, noise: a pure function of the step and the worker's rank."""
+    """Latents, token ids, timesteps and noise of each step, which depend on the step and the worker's rank alone."""
 
     def __init__(self, work: Path, tokenizer: CLIPTokenizer, rank: int) -> None:
         self.means, self.stds = np.load(work / "latent-means.npy"), np.load(work / "latent-stds.npy")
-        self.facts = load_scenes(work, "train").facts
+        self.labels = load_scenes(work, "train").labels
         self.scaling = float(load_vae(work).config["scaling_factor"])
         self.tokenizer, self.rank = tokenizer, rank
 
@@ -164,7 +164,7 @@ class _Batches:
         shape = (BATCH, *self.means.shape[1:])
         spread = rng.standard_normal(shape, np.float32) * self.stds[index]
         z = torch.from_numpy((self.means[index] + spread).astype(np.float32)) * self.scaling
-        captions = [caption(scene_of(self.facts[i]), rng) for i in index]
+        captions = [caption(scene_of(self.labels[i]), rng) for i in index]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         strata = (rng.permutation(BATCH) + rng.random(BATCH)) / BATCH  # one timestep in every twelfth of the range
         t = torch.from_numpy((strata * 1000).astype(np.int64))
@@ -172,12 +172,12 @@ class _Batches:
 
 
 def export_pipeline(checkpoint: Path, folder: Path) -> None:
-    """Write the averaged weights of a checkpoint as a StableDiffusionPipeline folder in float16, all or nothing."""
-    work = workshop.work_folder()
+    """Write the averaged weights of a checkpoint as a StableDiffusionPipeline folder in float16, atomically."""
+    work = trainer.work_folder()
     tokenizer = build_tokenizer()
     unet, text = new_unet(), new_text_encoder(tokenizer)
     average = torch.load(checkpoint, weights_only=True)["average"]
-    workshop.take_average(nn.ModuleList([unet, text]).parameters(), average)
+    trainer.copy_average(nn.ModuleList([unet, text]).parameters(), average)
     vae = load_vae(work)
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
@@ -189,6 +189,6 @@ def export_pipeline(checkpoint: Path, folder: Path) -> None:
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
-    aside = folder.with_name(folder.name + ".part")
-    pipeline.save_pretrained(aside, safe_serialization=True)
-    workshop.replace_folder(aside, folder)
+    partial = folder.with_name(folder.name + ".part")
+    pipeline.save_pretrained(partial, safe_serialization=True)
+    trainer.replace_folder(partial, folder)

@@ -1,7 +1,7 @@
-"""Train the judge: a small convolutional classifier that never takes part in training or scoring, only in evaluation.
+"""Train the judge: a small convolutional classifier that is used in evaluation only.
 
-Shapes: pictures x_BCHW float [B, 3, 64, 64] in -1..1; answers are logits for class [B, 6], background [B, 8] and body
-colour [B, 12].
+Shapes: images x_BCHW float [B, 3, 64, 64] in [-1, 1]; logits for class [B, 6], background [B, 8] and body colour
+[B, 12].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..world import BACKGROUNDS, CLASSES, COLOURS
-from . import workshop
+from . import trainer
 from .dataset import Scenes, load_scenes
 from .train_vae import encode, load_vae, to_tensor
 
@@ -34,13 +34,13 @@ class Judge(nn.Module):
     parts = (len(CLASSES), len(BACKGROUNDS), len(COLOURS))
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        answers = self.head(self.body(x_BCHW).flatten(1)).split(self.parts, dim=1)
-        return answers[0], answers[1], answers[2]
+        outputs = self.head(self.body(x_BCHW).flatten(1)).split(self.parts, dim=1)
+        return outputs[0], outputs[1], outputs[2]
 
 
 def train_judge(steps: int = STEPS) -> None:
-    """The result is `work/judge.pt`."""
-    work = workshop.work_folder()
+    """Train the judge and write `work/judge.pt`, unless it exists."""
+    work = trainer.work_folder()
     if (work / "judge.pt").exists():
         return
     torch.manual_seed(43)
@@ -49,31 +49,31 @@ def train_judge(steps: int = STEPS) -> None:
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
     rng = np.random.default_rng(43)
     for step in range(steps):
-        workshop.set_rate(optimizer, workshop.learning_rate(step, steps, 2e-3, warm=50, hold=0.3))
-        a, b = rng.integers(len(scenes.pictures), size=BATCH // 2), rng.integers(len(decoded), size=BATCH // 2)
-        x = torch.cat([to_tensor(scenes.pictures[a]), decoded[b]])
-        facts = torch.from_numpy(np.concatenate([scenes.facts[a], decoded_facts[b]])).long()
-        answers = judge(_disturb(x, rng))
-        loss = sum((F.cross_entropy(logits, facts[:, i]) for i, logits in enumerate(answers)), torch.zeros(()))
+        trainer.set_learning_rate(optimizer, trainer.learning_rate(step, steps, 2e-3, warm_up=50, hold=0.3))
+        a, b = rng.integers(len(scenes.images), size=BATCH // 2), rng.integers(len(decoded), size=BATCH // 2)
+        x = torch.cat([to_tensor(scenes.images[a]), decoded[b]])
+        labels = torch.from_numpy(np.concatenate([scenes.labels[a], decoded_facts[b]])).long()
+        outputs = judge(_augment(x, rng))
+        loss = sum((F.cross_entropy(logits, labels[:, i]) for i, logits in enumerate(outputs)), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 250 == 0:
-            workshop.log(f"judge step {step + 1}/{steps} loss {loss.item():.3f}")
-    workshop.log(f"judge held-out accuracy {judge_accuracy(judge.eval(), load_scenes(work, 'held-out'))}")
-    workshop.save_checkpoint(work / "judge.pt", judge.state_dict())
+            trainer.log(f"judge step {step + 1}/{steps} loss {loss.item():.3f}")
+    trainer.log(f"judge held-out accuracy {judge_accuracy(judge.eval(), load_scenes(work, 'held-out'))}")
+    trainer.save_checkpoint(work / "judge.pt", judge.state_dict())
 
 
 @torch.no_grad()
 def _decoded(work: Path, count: int = 4_000) -> tuple[Tensor, np.ndarray]:
-    """Training pictures as the autoencoder gives them back: what a good rendering looks like to the judge."""
+    """Return training images, encoded and decoded as the renderings that the judge classifies are, and their labels."""
     vae, scenes = load_vae(work), load_scenes(work, "train")
-    means, _ = encode(vae, scenes.pictures[:count])
-    return torch.cat([vae.decode(z).sample for z in means.split(64)]).clamp(-1, 1), np.array(scenes.facts[:count])  # type: ignore[union-attr]
+    means, _ = encode(vae, scenes.images[:count])
+    return torch.cat([vae.decode(z).sample for z in means.split(64)]).clamp(-1, 1), np.array(scenes.labels[:count])  # type: ignore[union-attr]
 
 
-def _disturb(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shift, mirror and blur a little, so that the judge does not hang on single pixels."""
+def _augment(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Augment by small shifts, mirroring, blur and noise, so that the judge does not depend on single pixels."""
     dy, dx = (int(v) for v in rng.integers(-3, 4, size=2))
     x_BCHW = torch.roll(x_BCHW, (dy, dx), (2, 3))
     if rng.random() < 0.5:
@@ -91,7 +91,7 @@ def load_judge(work: Path) -> Judge:
 
 @torch.no_grad()
 def judge_accuracy(judge: Judge, scenes: Scenes) -> list[float]:
-    """Share of a split's drawings whose class, background and body colour the judge names right."""
-    answers = judge(to_tensor(scenes.pictures[:]))
-    facts = torch.from_numpy(np.array(scenes.facts)).long()
-    return [round(float((logits.argmax(1) == facts[:, i]).float().mean()), 4) for i, logits in enumerate(answers)]
+    """Return the shares of a split's images whose class, background and body colour the judge predicts."""
+    outputs = judge(to_tensor(scenes.images[:]))
+    labels = torch.from_numpy(np.array(scenes.labels)).long()
+    return [round(float((logits.argmax(1) == labels[:, i]).float().mean()), 4) for i, logits in enumerate(outputs)]

@@ -1,4 +1,4 @@
-"""LAG's masks against a slow, explicit reference, and the two laws that hold for every mask."""
+"""LAG's attention and masks: against a slow, explicit reference, and by their properties."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from persres.core.sampling.attention_localization import (
     LocatingAttnProcessor,
     attend_explicitly,
     attend_with_indicator,
+    attention_observed,
     binarize,
 )
-from persres.core.sampling.attention_localization import observed as observing
 
 
 def slow_concept_attention(query, key, concept_tokens):
-    """The docstring's equation with a loop for every sum."""
+    """The equation of A_iC with a loop for every sum."""
     samples, heads, positions, width = query.shape
     result = torch.zeros(samples, positions)
     for s in range(samples):
@@ -47,7 +47,7 @@ def test_concept_attention_equals_the_explicit_sums(attend):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bfloat16_the_fused_kernel_finds_nearly_the_same_positions():
+def test_fused_kernel_in_bfloat16_finds_nearly_the_same_positions():
     generator = torch.Generator().manual_seed(0)
     query = 2 * torch.randn(4, 8, 256, 40, generator=generator)
     key, value = torch.randn(2, 4, 8, 77, 40, generator=generator)
@@ -56,10 +56,10 @@ def test_in_bfloat16_the_fused_kernel_finds_nearly_the_same_positions():
     exact = binarize(attend_explicitly(query, key, value, tokens)[1])
     half = (one.to(torch.bfloat16) for one in (query, key, value))
     fused = binarize(attend_with_indicator(*half, tokens)[1])
-    assert (exact != fused).float().mean() < 0.02, "only positions at the very edge of the median may change sides"
+    assert (exact != fused).float().mean() < 0.02, "only positions near the median may differ"
 
 
-def test_the_processor_computes_what_diffusers_own_computes(base: BaseModel):
+def test_processor_output_equals_that_of_diffusers(base: BaseModel):
     target = base.target_layers[0]
     attention = base.unet.get_submodule(f"{target.transformer}.transformer_blocks.0.attn2")
     hidden, text = torch.randn(2, 64, 32), torch.randn(2, 16, 32)
@@ -70,7 +70,7 @@ def test_the_processor_computes_what_diffusers_own_computes(base: BaseModel):
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=64, unique=True), st.randoms())
-def test_the_median_turns_half_of_the_positions_on(values: list[float], random):
+def test_median_selects_half_of_the_positions(values: list[float], random):
     random.shuffle(values)
     mask = binarize(torch.tensor([values]))
     assert int(mask.sum()) == len(values) // 2
@@ -80,12 +80,12 @@ def test_the_median_turns_half_of_the_positions_on(values: list[float], random):
 
 
 @given(st.integers(1, 99), st.integers(2, 80))
-def test_another_quantile_turns_its_share_on(percent: int, positions: int):
+def test_quantile_selects_its_share_of_the_positions(percent: int, positions: int):
     mask = binarize(torch.arange(positions, dtype=torch.float32)[None], percent / 100)
     assert int(mask.sum()) == positions - max(1, math.ceil(round(percent / 100 * positions, 9)))
 
 
-def test_constant_attention_finds_nothing():
+def test_constant_attention_selects_no_position():
     assert binarize(torch.full((1, 16), 0.25)).sum() == 0
 
 
@@ -96,36 +96,36 @@ def localization_with(attention, **settings) -> ConceptLocalization:
 
 
 ATTENTION = torch.tensor([[9.0, 9, 0, 0], [0, 1, 2, 3], [0, 0, 9, 9], [3, 2, 1, 0]])
-"""Unconditional and conditional sample of two images; only the conditional ones may matter."""
+"""The unconditional and the conditional sample of two images; only the conditional ones have an effect."""
 
 
-def test_both_halves_share_the_conditional_mask_and_an_unlocalized_image_gets_ones():
+def test_share_mask_gives_both_halves_the_conditional_mask():
     mask = localization_with(ATTENTION).mask("block")
     assert mask.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
-def test_the_unconditional_half_can_keep_the_base_weights():
+def test_base_gives_the_unconditional_half_no_residual():
     mask = localization_with(ATTENTION, unconditional="base").mask("block")
     assert mask.tolist() == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
 
 
-def test_a_block_of_several_layers_uses_their_mean():
+def test_several_layers_of_a_transformer_are_averaged():
     localization = localization_with(ATTENTION)
     localization.observe("block", ATTENTION.flip(1) * 3)
     assert localization.mask("block")[1].tolist() == [1, 1, 0, 0]
 
 
-def test_a_mask_is_used_once():
+def test_mask_is_dropped_once_it_is_returned():
     localization = localization_with(ATTENTION)
     localization.mask("block")
     with pytest.raises(KeyError):
         localization.mask("block")
 
 
-def test_every_target_layer_is_observed_in_one_pass_and_the_processors_come_back(base: BaseModel):
+def test_every_target_layer_is_observed_and_processors_are_restored(base: BaseModel):
     before = dict(base.unet.attn_processors)
     localization = ConceptLocalization(torch.ones(2, 16), torch.tensor([True]))
-    with torch.no_grad(), observing(base, localization):
+    with torch.no_grad(), attention_observed(base, localization):
         base.unet(torch.randn(2, 4, 8, 8), 5, torch.randn(2, 16, 32))
     for layer in base.target_layers:
         assert localization.mask(layer.transformer).shape == (2, 16 if "mid" in layer.name else 64)

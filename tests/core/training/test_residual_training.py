@@ -1,4 +1,4 @@
-"""Packed training: it equals a slow, obvious loop over one concept, and packing cannot be seen in its results."""
+"""Packed training: it equals a plain loop over one concept, and results do not depend on the packing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from persres.core.concept import derive_seed
 from persres.core.errors import ConceptFailure, InvalidInput, PersresError
 from persres.core.identifier_token import encode_prompts, tokenize_concept_prompt
 from persres.core.latents import encode_references
-from persres.core.numerical_health import relative_norms, weight_norms
+from persres.core.numerical_checks import relative_norms, weight_norms
 from persres.core.residual import Residual, initialize_residual
 from persres.core.training.convergence import EarlyStopping
 from persres.core.training.residual_training import TrainedResidual, train_residuals
@@ -51,7 +51,7 @@ def assert_same(left: Residual, right: Residual, **tolerance: float) -> None:
 
 
 def digest(base: BaseModel) -> str:
-    """Of every weight and buffer of the frozen model."""
+    """Return a digest of every weight and buffer of the frozen model."""
     sha = hashlib.sha256()
     for module in (base.unet, base.text_encoder, base.vae):
         for name, tensor in sorted(module.state_dict().items()):
@@ -60,7 +60,9 @@ def digest(base: BaseModel) -> str:
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, FROZEN_IDENTIFIER], ids=["V* trained", "V* frozen"])
-def test_neighbours_and_slot_change_no_bit(base: BaseModel, make_request: MakeRequest, settings: TrainingSettings):
+def test_result_does_not_depend_on_neighbours_or_slot(
+    base: BaseModel, make_request: MakeRequest, settings: TrainingSettings
+):
     alone = train(base, [make_request("one")], settings)["one"]
     first = train(base, [make_request("one"), make_request("two"), make_request("three")], settings)["one"]
     last = train(base, [make_request("four", references=5), make_request("five"), make_request("one")], settings)["one"]
@@ -69,10 +71,10 @@ def test_neighbours_and_slot_change_no_bit(base: BaseModel, make_request: MakeRe
         assert np.array_equal(alone.losses, other.losses)
 
 
-def test_another_pack_size_agrees_within_float_error(base: BaseModel, make_request: MakeRequest):
+def test_result_of_another_pack_size_agrees_within_rounding(base: BaseModel, make_request: MakeRequest):
     packed = train(base, [make_request("one"), make_request("two")])["one"]
     single = train(base, [make_request("one")], pack_size=1)["one"]
-    # Adam divides by the gradient's own size, so last-bit differences of tiny gradients grow to a share of a step.
+    # Adam divides by the gradient's size, so last-bit differences of tiny gradients become a fraction of a step.
     assert_same(packed.residual, single.residual, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(packed.losses, single.losses, rtol=1e-4)
 
@@ -87,7 +89,7 @@ def test_packed_training_equals_a_plain_loop_over_one_concept(base: BaseModel, m
 
 
 def plain_loop(base: BaseModel, request: TrainingRequest, settings: TrainingSettings) -> tuple[Residual, list[float]]:
-    """The paper, literally: one concept, W + A B put in place of W in every pass, one Adam; no bank, no hooks."""
+    """Train one concept as in the paper, with W + A B instead of W in every pass; no bank, no hooks."""
     start = initialize_residual(
         base.target_layers,
         rank_fraction=settings.rank_fraction,
@@ -121,7 +123,7 @@ def plain_loop(base: BaseModel, request: TrainingRequest, settings: TrainingSett
     return start, losses
 
 
-def test_an_xl_model_trains_and_neighbours_change_no_bit(sdxl: BaseModel):
+def test_xl_result_does_not_depend_on_neighbours(sdxl: BaseModel):
     def request(name: str) -> TrainingRequest:
         picture = np.random.default_rng(len(name)).integers(0, 255, (16, 16, 3), dtype=np.uint8)
         return TrainingRequest(name, "mug", 0, encode_references(sdxl, [picture]))
@@ -132,13 +134,13 @@ def test_an_xl_model_trains_and_neighbours_change_no_bit(sdxl: BaseModel):
     assert len(set(packed["a"].losses.tolist())) == FROZEN_IDENTIFIER.iterations
 
 
-def test_two_text_encoders_and_a_trained_identifier_are_refused(sdxl: BaseModel):
+def test_trained_identifier_with_two_text_encoders_is_refused(sdxl: BaseModel):
     with pytest.raises(InvalidInput, match="two text encoders") as caught:
         TrainingPack(sdxl, SETTINGS, 1)
     assert "train_identifier: false" in (caught.value.fix or "")
 
 
-def test_one_poisoned_concept_fails_alone(base: BaseModel, make_request: MakeRequest):
+def test_concept_with_nan_latents_fails_alone(base: BaseModel, make_request: MakeRequest):
     quiet = train(base, [make_request("one"), make_request("two"), make_request("three")])
     poisoned = make_request("two")
     latents = dataclasses.replace(poisoned.latents, mean=torch.full_like(poisoned.latents.mean, float("nan")))
@@ -157,24 +159,24 @@ def test_one_poisoned_concept_fails_alone(base: BaseModel, make_request: MakeReq
     assert_same(three.residual, quiet["three"].residual)
 
 
-def test_watching_changes_no_bit(base: BaseModel, make_request: MakeRequest):
-    """`train_residuals` with all its checks gives what a pack gives that nobody looks at."""
+def test_checks_do_not_change_the_result(base: BaseModel, make_request: MakeRequest):
+    """`train_residuals` with all its checks gives the result of a bare pack."""
     pack = TrainingPack(base, SETTINGS, 2)
     pack.load(0, make_request("one"))
     pack.pad()
-    with pack.at_work():
+    with pack.attached():
         losses = [float(pack.step()[0]) for _ in range(SETTINGS.iterations)]
-    watched = train(base, [make_request("one")], pack_size=2)["one"]
-    assert_same(watched.residual, pack.residual(0))
-    assert watched.losses.tolist() == losses and watched.remedy is None
+    checked = train(base, [make_request("one")], pack_size=2)["one"]
+    assert_same(checked.residual, pack.residual(0))
+    assert checked.losses.tolist() == losses and checked.remedy is None
 
 
-WILD = FROZEN_IDENTIFIER.model_copy(update={"iterations": 6, "learning_rate": 1.0})
-"""Adam's steps are as large as the learning rate, so after a few of these no residual is near its weights any more."""
+DIVERGING = FROZEN_IDENTIFIER.model_copy(update={"iterations": 6, "learning_rate": 1.0})
+"""Adam's steps are as large as the learning rate, so a few of them make the residual much larger than the weights."""
 
 
-def test_a_learning_rate_of_one_diverges_and_a_quarter_of_it_may_not(base: BaseModel, make_request: MakeRequest):
-    unbounded = WILD.model_copy(update={"max_residual_norm": 1e9})
+def test_diverged_training_is_retried_at_a_quarter_of_the_learning_rate(base: BaseModel, make_request: MakeRequest):
+    unbounded = DIVERGING.model_copy(update={"max_residual_norm": 1e9})
     norms = weight_norms(base)
 
     def largest(settings: TrainingSettings) -> float:
@@ -182,44 +184,42 @@ def test_a_learning_rate_of_one_diverges_and_a_quarter_of_it_may_not(base: BaseM
 
     quarter = unbounded.model_copy(update={"learning_rate": 0.25})
     assert largest(unbounded) > 100 > largest(quarter)
-    again: list[tuple[str, str]] = []
+    retries: list[tuple[str, str]] = []
     [remedied] = train_residuals(
         base,
         [make_request("one")],
-        WILD.model_copy(update={"max_residual_norm": 100.0}),
+        DIVERGING.model_copy(update={"max_residual_norm": 100.0}),
         pack_size=3,
-        on_second_training=lambda request, fault: again.append((request.concept_id, fault)),
+        on_retry=lambda request, fault: retries.append((request.concept_id, fault)),
     )
     assert isinstance(remedied, TrainedResidual)
-    careful = train(base, [make_request("one")], quarter)["one"]
-    assert_same(remedied.residual, careful.residual)
-    assert np.array_equal(remedied.losses, careful.losses)
-    [(concept_id, fault)] = again
+    expected = train(base, [make_request("one")], quarter)["one"]
+    assert_same(remedied.residual, expected.residual)
+    assert np.array_equal(remedied.losses, expected.losses)
+    [(concept_id, fault)] = retries
     assert concept_id == "one" and "diverged" in fault
     assert remedied.remedy == f"learning rate x 0.25, because at first {fault}"
 
 
-def test_a_residual_that_diverges_twice_is_a_failure_that_says_both(base: BaseModel, make_request: MakeRequest):
+def test_training_that_diverges_twice_is_a_failure_with_both_faults(base: BaseModel, make_request: MakeRequest):
     [failure] = train_residuals(
-        base, [make_request("one")], WILD.model_copy(update={"max_residual_norm": 0.1}), pack_size=1
+        base, [make_request("one")], DIVERGING.model_copy(update={"max_residual_norm": 0.1}), pack_size=1
     )
     assert isinstance(failure, ConceptFailure) and failure.stage == "train"
     assert failure.reason.count("its residual diverged: |A B| is") == 2 and "proj_out" in failure.reason
 
 
-def test_a_second_training_does_not_depend_on_the_pack_nor_its_neighbours_on_it(
-    base: BaseModel, make_request: MakeRequest
-):
-    """Law 1 where some of a pack are trained again, with V*, and memory runs out meanwhile."""
-    wild = WILD.model_copy(update={"train_identifier": True, "max_residual_norm": 1e9})
+def test_retry_and_neighbours_do_not_depend_on_each_other(base: BaseModel, make_request: MakeRequest):
+    """Law 1 with V* trained, some concepts of a pack retried, and the device running out of memory."""
+    diverging = DIVERGING.model_copy(update={"train_identifier": True, "max_residual_norm": 1e9})
     requests = [make_request(f"concept-{number}", references=1 + number % 2) for number in range(5)]
     norms = weight_norms(base)
     largest = {
         name: max(relative_norms(result.residual, norms).values())
-        for name, result in train(base, requests, wild).items()
+        for name, result in train(base, requests, diverging).items()
     }
     ordered = sorted(largest.values())
-    some = wild.model_copy(update={"max_residual_norm": (ordered[1] + ordered[2]) / 2})
+    some = diverging.model_copy(update={"max_residual_norm": (ordered[1] + ordered[2]) / 2})
     packed = train(base, requests, some)
     assert {name for name, one in packed.items() if one.remedy} == {
         name for name, norm in largest.items() if norm > some.max_residual_norm
@@ -229,7 +229,7 @@ def test_a_second_training_does_not_depend_on_the_pack_nor_its_neighbours_on_it(
         assert packed[request.concept_id].remedy == alone.remedy
         assert_same(packed[request.concept_id].residual, alone.residual)
         assert np.array_equal(packed[request.concept_id].losses, alone.losses)
-    with a_device_with_room_for(base, samples=3 * WILD.batch_size):
+    with limited_memory(base, samples=3 * DIVERGING.batch_size):
         halved = list(train_residuals(base, requests, some, pack_size=6))
     assert {result.concept_id for result in halved} == set(packed)
     for result in halved:
@@ -237,16 +237,16 @@ def test_a_second_training_does_not_depend_on_the_pack_nor_its_neighbours_on_it(
         assert_same(result.residual, packed[result.concept_id].residual)
 
 
-def test_a_second_training_counts_twice_and_its_time_too(base: BaseModel, make_request: MakeRequest):
+def test_retry_adds_its_iterations_to_the_progress(base: BaseModel, make_request: MakeRequest):
     seen: list[int] = []
-    settings = WILD.model_copy(update={"max_residual_norm": 100.0})
+    settings = DIVERGING.model_copy(update={"max_residual_norm": 100.0})
     [result] = train_residuals(base, [make_request("one")], settings, pack_size=1, on_step=seen.append)
-    assert seen == list(range(1, 2 * WILD.iterations + 1))
-    assert isinstance(result, TrainedResidual) and len(result.losses) == WILD.iterations and result.seconds > 0
+    assert seen == list(range(1, 2 * DIVERGING.iterations + 1))
+    assert isinstance(result, TrainedResidual) and len(result.losses) == DIVERGING.iterations and result.seconds > 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_damaged_unet_fails_every_concept_and_says_so(sd1: BaseModel, make_request: MakeRequest, value: float):
+def test_damaged_unet_fails_every_concept(sd1: BaseModel, make_request: MakeRequest, value: float):
     broken = dataclasses.replace(sd1, unet=copy.deepcopy(sd1.unet))
     with torch.no_grad():
         broken.unet.conv_in.weight[0, 0, 0, 0] = value
@@ -257,12 +257,12 @@ def test_a_damaged_unet_fails_every_concept_and_says_so(sd1: BaseModel, make_req
     )
 
 
-def test_another_bound_on_the_norm_trains_no_catalog_again():
+def test_max_residual_norm_is_not_fingerprinted():
     bound = TrainingSettings(max_residual_norm=3.0)
     assert bound.fingerprint_fields() == TrainingSettings().fingerprint_fields()
 
 
-def test_a_warm_model_is_pure(base: BaseModel, make_request: MakeRequest):
+def test_result_does_not_depend_on_earlier_trainings(base: BaseModel, make_request: MakeRequest):
     before = digest(base)
     first = train(base, [make_request("one")])["one"]
     train(base, [make_request("two"), make_request("three")])
@@ -273,32 +273,32 @@ def test_a_warm_model_is_pure(base: BaseModel, make_request: MakeRequest):
     assert not any(base.layer(layer)._forward_hooks for layer in base.target_layers)
 
 
-def test_training_lowers_the_loss_on_the_concepts_own_pictures(base: BaseModel, make_request: MakeRequest):
+def test_training_lowers_the_loss_on_its_references(base: BaseModel, make_request: MakeRequest):
     settings = TrainingSettings(iterations=60, learning_rate=1e-2, train_identifier=True)
     still = settings.model_copy(update={"learning_rate": 1e-12, "identifier_learning_rate": 1e-12})
     learned, untrained = (train(base, [make_request("one", references=1)], one)["one"] for one in (settings, still))
-    # The same noise and timesteps in both runs, so every pair of losses differs by what was learned alone.
+    # Noise and timesteps are the same in both runs, so every pair of losses differs only by what was learned.
     assert (learned.losses[-20:] < untrained.losses[-20:]).mean() >= 0.9
 
 
-def test_the_seed_and_the_name_decide_the_noise(base: BaseModel, make_request: MakeRequest):
+def test_noise_depends_on_the_seed(base: BaseModel, make_request: MakeRequest):
     one = train(base, [make_request("one")])["one"]
     other_seed = train(base, [make_request("one", seed=1)])["one"]
     assert not np.array_equal(one.losses, other_seed.losses)
 
 
-def test_a_zero_start_begins_at_the_base_model(base: BaseModel, make_request: MakeRequest):
+def test_zero_initialization_starts_at_the_base_model(base: BaseModel, make_request: MakeRequest):
     settings = TrainingSettings(iterations=1, initialization="zero", learning_rate=1e-3)
     result = train(base, [make_request("one")], settings)["one"]
     for name, factor in result.residual.a.items():
         assert factor.abs().max() <= 1.01e-3, f"{name}: Adam's first step is at most the learning rate"
 
 
-def test_a_free_slot_takes_the_next_concept_and_changes_no_bit(base: BaseModel, make_request: MakeRequest):
+def test_free_slot_takes_the_next_concept_with_the_same_result(base: BaseModel, make_request: MakeRequest):
     warm = SETTINGS.model_copy(update={"warm_start": WarmStart(iterations=2)})
     requests = [make_request(f"concept-{number}", references=1 + number % 3) for number in range(7)]
     start = train(base, [requests[3]])["concept-3"].residual
-    # Two iterations instead of four: the trainings in the pack no longer begin and end together.
+    # Two iterations instead of four: the trainings in the pack then begin and end at different steps.
     requests[0], requests[4] = (dataclasses.replace(requests[slot], start=start) for slot in (0, 4))
     packed = train(base, requests, warm)
     assert list(packed)[:3] == ["concept-0", "concept-1", "concept-2"]
@@ -309,12 +309,12 @@ def test_a_free_slot_takes_the_next_concept_and_changes_no_bit(base: BaseModel, 
         assert np.array_equal(packed[request.concept_id].losses, alone.losses)
 
 
-def test_a_warm_start_begins_where_the_committed_residual_ended(base: BaseModel, make_request: MakeRequest):
+def test_warm_start_begins_at_the_given_residual(base: BaseModel, make_request: MakeRequest):
     warm = SETTINGS.model_copy(update={"warm_start": WarmStart(iterations=1), "learning_rate": 1e-12})
     warm = warm.model_copy(update={"identifier_learning_rate": 1e-12})
     start = train(base, [make_request("one")])["one"].residual
-    went_on = train(base, [dataclasses.replace(make_request("one"), start=start)], warm)["one"].residual
-    assert_same(went_on, start, rtol=0, atol=1e-9)
+    warm_started = train(base, [dataclasses.replace(make_request("one"), start=start)], warm)["one"].residual
+    assert_same(warm_started, start, rtol=0, atol=1e-9)
 
 
 EAGER = EarlyStopping(check_every=2, window=2, threshold=0.03, min_iterations=0)
@@ -332,20 +332,20 @@ def test_early_stopping_does_not_depend_on_the_pack(base: BaseModel, make_reques
         assert_same(packed[request.concept_id].residual, alone.residual)
 
 
-def test_without_convergence_a_check_changes_nothing(base: BaseModel, make_request: MakeRequest):
+def test_convergence_checks_do_not_change_the_result(base: BaseModel, make_request: MakeRequest):
     never = EarlyStopping(check_every=2, window=2, threshold=1e-12, min_iterations=0)
     checked = train(base, [make_request("one")], SETTINGS.model_copy(update={"early_stopping": never}))["one"]
     assert_same(checked.residual, train(base, [make_request("one")])["one"].residual)
 
 
-def test_checks_have_to_meet_the_last_iteration():
+def test_iterations_must_be_a_multiple_of_check_every():
     with pytest.raises(ValidationError, match=r"iterations \(150\) is not a multiple"):
         TrainingSettings(early_stopping=EarlyStopping(check_every=7))
 
 
 @contextmanager
-def a_device_with_room_for(base: BaseModel, samples: int) -> Iterator[None]:
-    """A UNet that runs out of memory, as CUDA does, in the middle of a pass with more samples."""
+def limited_memory(base: BaseModel, samples: int) -> Iterator[None]:
+    """Context manager in which the UNet runs out of memory in a pass with more than `samples` samples."""
 
     def allocate(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         if len(inputs[0]) > samples:
@@ -358,10 +358,10 @@ def a_device_with_room_for(base: BaseModel, samples: int) -> Iterator[None]:
         handle.remove()
 
 
-def test_out_of_memory_halves_the_pack_and_loses_nothing(base: BaseModel, make_request: MakeRequest):
+def test_out_of_memory_halves_the_pack_and_loses_no_concept(base: BaseModel, make_request: MakeRequest):
     requests = [make_request(f"concept-{number}") for number in range(5)]
     sizes: list[int] = []
-    with a_device_with_room_for(base, samples=2 * SETTINGS.batch_size):
+    with limited_memory(base, samples=2 * SETTINGS.batch_size):
         results = list(train_residuals(base, requests, SETTINGS, pack_size=8, on_smaller_pack=sizes.append))
     assert sizes == [4, 2]
     expected = train(base, requests, pack_size=2)
@@ -371,20 +371,20 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing(base: BaseModel, make_r
         assert_same(result.residual, expected[result.concept_id].residual)
 
 
-def test_a_device_too_small_for_one_concept_is_named(base: BaseModel, make_request: MakeRequest):
-    with a_device_with_room_for(base, samples=0), pytest.raises(PersresError, match="too little memory") as caught:
+def test_out_of_memory_with_one_concept_is_an_error_with_a_fix(base: BaseModel, make_request: MakeRequest):
+    with limited_memory(base, samples=0), pytest.raises(PersresError, match="too little memory") as caught:
         list(train_residuals(base, [make_request("one")], SETTINGS, pack_size=2))
     assert "gradient_checkpointing" in (caught.value.fix or "")
 
 
-def test_a_concept_that_cannot_be_started_is_a_failure_and_its_slot_goes_on(base: BaseModel, make_request: MakeRequest):
+def test_concept_that_cannot_be_started_fails_and_its_slot_takes_the_next(base: BaseModel, make_request: MakeRequest):
     wordy = make_request("wordy", macro_class="very " * 40 + "long mug")
     results = list(train_residuals(base, [wordy, make_request("one")], SETTINGS, pack_size=1))
     assert isinstance(results[0], ConceptFailure) and results[0].concept_id == "wordy"
     assert_same(results[1].residual, train(base, [make_request("one")], pack_size=1)["one"].residual)
 
 
-def test_checkpointed_activations_change_no_bit(base: BaseModel, make_request: MakeRequest):
+def test_gradient_checkpointing_does_not_change_the_result(base: BaseModel, make_request: MakeRequest):
     requests = [make_request("one"), make_request("two")]
     checkpointing = FROZEN_IDENTIFIER.model_copy(update={"gradient_checkpointing": True})
     plain, checkpointed = train(base, requests, FROZEN_IDENTIFIER), train(base, requests, checkpointing)
@@ -399,10 +399,10 @@ def test_progress_counts_concept_iterations(base: BaseModel, make_request: MakeR
     assert seen == [3, 6, 9, 12, 13, 14, 15, 16]
 
 
-def test_no_concepts_no_results(base: BaseModel):
+def test_no_concepts_give_no_results(base: BaseModel):
     assert list(train_residuals(base, [], SETTINGS, pack_size=3)) == []
 
 
-def test_an_empty_pack_is_refused(base: BaseModel, make_request: MakeRequest):
+def test_pack_size_of_zero_is_refused(base: BaseModel, make_request: MakeRequest):
     with pytest.raises(ValueError, match="pack_size is 0"):
         next(train_residuals(base, [make_request("one")], SETTINGS, pack_size=0))

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from persres.jobs.cli.app import main
 from persres.jobs.cli.bench import bench_tables, measuring
-from persres.pipeline.benchmark.bench_result import BenchResult, Measured, compare
+from persres.pipeline.benchmark.bench_result import BenchResult, Measurement, compare
 
 from ...support.tiny_models import write_tiny_pipeline
 
 
 @pytest.fixture(autouse=True)
-def errors_as_a_person_sees_them(monkeypatch):
+def no_debug(monkeypatch):
     monkeypatch.delenv("PERSRES_DEBUG", raising=False)
 
 
@@ -27,11 +27,11 @@ def run(*arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_table_shows_seconds_speed_ratio_memory_and_share():
+def test_table_shows_seconds_speed_ratio_memory_and_share():
     measured = [
-        Measured("peer", "concept", 36.0, 9e12, 2**30),
-        Measured("packed_8", "concept", 9.0, 9e12, None),
-        Measured("render_lag", "image", 0.25, 1e12, 2**20),
+        Measurement("peer", "concept", 36.0, 9e12, 2**30),
+        Measurement("packed_8", "concept", 9.0, 9e12, None),
+        Measurement("render_lag", "image", 0.25, 1e12, 2**20),
     ]
     machine = {
         "model": "sd1", "device": "a GPU", "threads": 1, "dtype": "bfloat16", "matmul_flops_per_second": 1e13,
@@ -51,14 +51,14 @@ def test_the_table_shows_seconds_speed_ratio_memory_and_share():
     ]
 
 
-def test_off_a_terminal_every_measurement_is_a_line():
+def test_progress_off_a_terminal_is_a_line_for_each_row():
     console = Console(record=True, force_terminal=False)
     with measuring(console) as on_progress:
         on_progress("measuring peer", 1, 10)
     assert console.export_text() == "measuring peer (1 of 10 done)\n"
 
 
-def test_the_command_measures_a_folder_and_writes_json(tmp_path, capsys):
+def test_bench_measures_a_folder_and_writes_json(tmp_path, capsys):
     model = write_tiny_pipeline(tmp_path / "model", "sdxl")
     spec = tmp_path / "run.yaml"
     training = {"iterations": 4, "batch_size": 2}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from ray.dashboard.modules.job.common import JobStatus
 from ray.job_submission import JobDetails
 
 from persres.core.errors import InvalidInput
-from persres.jobs.cluster.job_server import ClusterAway, JobServer, job_server_address
+from persres.jobs.cluster.job_server import ClusterUnreachable, JobServer, job_server_address
 from persres.jobs.cluster.run_jobs import run_job
+
+from ...support.http_server import QuietHandler, serving
 
 RUN = "20261122T190501Z-3fa9c1"
 
@@ -21,35 +21,29 @@ RUN = "20261122T190501Z-3fa9c1"
 def website(request) -> Iterator[str]:
     """Somebody else's server."""
 
-    class Page(BaseHTTPRequestHandler):
+    class Page(QuietHandler):
         def do_GET(self) -> None:
             status, body = request.param
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Page) as url:
+        yield url
 
 
-def test_somebody_elses_server_is_no_cluster(website):
-    with pytest.raises(ClusterAway, match=f"no Ray cluster answers at {website}") as away:
+def test_job_server_refuses_another_kind_of_server(website):
+    with pytest.raises(ClusterUnreachable, match=f"no Ray cluster answers at {website}") as away:
         JobServer(website)
     assert away.value.exit_code == 2 and away.value.fix
 
 
-def test_nobody_there_is_no_cluster():
-    with pytest.raises(ClusterAway, match="no Ray cluster answers"):
+def test_job_server_refuses_an_address_without_a_server():
+    with pytest.raises(ClusterUnreachable, match="no Ray cluster answers"):
         JobServer("http://127.0.0.1:1")
 
 
-def test_which_address_counts(monkeypatch):
+def test_job_server_address_is_the_given_one_or_the_environments(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "https://ray.example.com")
     assert job_server_address(None) == "https://ray.example.com"
     assert job_server_address("http://127.0.0.1:8265") == "http://127.0.0.1:8265"
@@ -75,20 +69,20 @@ def details(status: str, exit_code: int | None = None, metadata: dict[str, str] 
     ("status", "exit_code", "state", "told"),
     [
         ("PENDING", None, "waiting", None),
-        ("RUNNING", None, "under way", None),
+        ("RUNNING", None, "running", None),
         ("SUCCEEDED", None, "ended", 0),
         ("FAILED", 3, "ended", 3),  # with failed concepts
         ("FAILED", 143, "stopped", 143),  # by a word in its catalog
         ("STOPPED", None, "stopped", None),
         ("FAILED", 1, "failed", 1),
-        ("FAILED", None, "died", None),  # with its node
+        ("FAILED", None, "lost", None),  # with its node
     ],
 )
-def test_what_a_jobs_status_means_for_its_run(status, exit_code, state, told):
+def test_job_status_maps_to_a_run_state(status, exit_code, state, told):
     job = run_job(details(status, exit_code))
     assert job is not None and (job.state, job.exit_code) == (state, told)
 
 
-def test_jobs_that_are_not_ours_are_no_runs():
+def test_jobs_of_other_programs_are_no_runs():
     assert run_job(details("RUNNING", metadata={})) is None
     assert run_job(details("RUNNING", metadata={"run_id": RUN})) is None

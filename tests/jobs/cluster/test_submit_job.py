@@ -9,12 +9,13 @@ import pytest
 from persres.core.errors import InvalidInput
 from persres.jobs.cluster.code import code_digest
 from persres.jobs.cluster.run_jobs import JobMetadata
-from persres.jobs.cluster.submit_job import ClusterRun, holds_credentials, submit_to_cluster
+from persres.jobs.cluster.submit_job import ClusterRun, submit_to_cluster
 from persres.pipeline.run.run_id import RUN_ID
 from persres.pipeline.spec.run_spec import RunSpec
+from persres.pipeline.storage.uri import has_credentials
 
 
-def test_the_job_is_the_same_submit():
+def test_job_entrypoint_is_the_same_submit():
     run = ClusterRun("s3://b/a manifest.parquet", "s3://b/catalog", workers=8, device="cuda")
     words = shlex.split(run.entrypoint())
     assert words[:5] == ["python", "-m", "persres.jobs.cli", "submit", "s3://b/a manifest.parquet"]
@@ -25,7 +26,7 @@ def test_the_job_is_the_same_submit():
     assert ClusterRun("a", "b", wait=True, prune=True).entrypoint().endswith("--wait --prune")
 
 
-def test_a_run_has_its_name_before_it_is_sent():
+def test_run_id_exists_before_the_job_is_submitted():
     run = ClusterRun("s3://b/m.parquet", "s3://b/c")
     assert RUN_ID.fullmatch(run.run_id) and run.job == f"persres-{run.run_id}"
     assert ClusterRun("s3://b/m.parquet", "s3://b/c").run_id != run.run_id
@@ -34,7 +35,7 @@ def test_a_run_has_its_name_before_it_is_sent():
     assert RUN_ID.fullmatch(ClusterRun("a", "b").run_id)
 
 
-def test_the_dashboard_shows_whose_run_it_is_and_nothing_secret():
+def test_job_metadata_names_the_owner_and_no_secret():
     run = ClusterRun("https://host/m.parquet?download=1", "s3://b/c")
     told = run.metadata().to_ray()
     assert told["manifest"] == "https://host/m.parquet" and told["catalog"] == "s3://b/c"
@@ -45,7 +46,7 @@ def test_the_dashboard_shows_whose_run_it_is_and_nothing_secret():
 
 
 @pytest.mark.parametrize(("manifest", "catalog"), [("m.parquet", "s3://b/c"), ("s3://b/m.parquet", "catalog")])
-def test_relative_paths_are_refused(manifest, catalog):
+def test_submit_refuses_relative_paths(manifest, catalog):
     with pytest.raises(InvalidInput, match="relative path"):
         submit_to_cluster("http://127.0.0.1:1", ClusterRun(manifest, catalog), RunSpec())
 
@@ -59,7 +60,7 @@ def test_relative_paths_are_refused(manifest, catalog):
         "https://acct.blob.core.windows.net/c/m.parquet?sv=1&sig=hunter2",
     ],
 )
-def test_uris_that_hold_secrets_are_refused_and_not_repeated(uri):
+def test_submit_refuses_uris_with_secrets_and_does_not_repeat_them(uri):
     for run in (ClusterRun(uri, "s3://b/c"), ClusterRun("s3://b/m.parquet", uri)):
         with pytest.raises(InvalidInput, match="the dashboard of the cluster would show it") as refused:
             submit_to_cluster("http://127.0.0.1:1", run, RunSpec())
@@ -69,10 +70,10 @@ def test_uris_that_hold_secrets_are_refused_and_not_repeated(uri):
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/key", "abfs://container@account.dfs.core.windows.net/m", "https://h/m?download=1", "/a/b@c"]
 )
-def test_uris_without_secrets_are_not_taken_for_such(uri):
-    assert not holds_credentials(uri)
+def test_has_credentials_is_false_for_plain_uris(uri):
+    assert not has_credentials(uri)
 
 
-def test_an_address_without_a_cluster_is_invalid_input():
+def test_submit_to_an_address_without_a_cluster_is_invalid_input():
     with pytest.raises(InvalidInput, match="no Ray cluster answers at http"):
         submit_to_cluster("http://127.0.0.1:1", ClusterRun("/m.parquet", "/catalog"), RunSpec())

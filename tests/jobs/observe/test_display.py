@@ -1,4 +1,4 @@
-"""What a person sees: lines off a terminal, a bar on one."""
+"""The progress that people see: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from persres.jobs.driver.progress import RunProgress
-from persres.jobs.observe.display import DISPLAY_LINE_INTERVAL_S, Pace, RunDisplay, counting, in_words
+from persres.jobs.observe.display import DISPLAY_LINE_INTERVAL_S, RunDisplay, format_time_to_go, progress_bar
 
 
 class Clock:
@@ -19,43 +19,38 @@ class Clock:
         return self.now
 
 
-def test_off_a_terminal_a_line_every_ten_seconds():
+def test_display_off_a_terminal_prints_a_line_every_ten_seconds():
     file, clock = io.StringIO(), Clock()
-    pace = Pace(12, clock=clock)
     with RunDisplay(Console(file=file, width=200), 12, clock=clock) as display:
         for second in range(61):
             clock.now = float(second)
             done = second // 10
-            progress = RunProgress(committed=done, failed=1, left=11 - done, underway=0.0, workers=1 if second else 0)
-            display.show(progress, pace.seconds_to_go(progress))
+            display.on_progress(RunProgress(done, 1, 11 - done, 0.0, 1 if second else 0, seconds_to_go=42.0))
     lines = file.getvalue().splitlines()
     assert len(lines) == 60 / DISPLAY_LINE_INTERVAL_S
     assert lines[-1] == "6 done, 1 failed, 5 left, 60 s, about 42 s to go"
 
 
-def test_before_a_worker_is_there_it_says_so():
+def test_display_without_a_worker_says_so():
     file, clock = io.StringIO(), Clock()
     with RunDisplay(Console(file=file, width=200), 12, clock=clock) as display:
         clock.now = 11.0
-        display.show(RunProgress(committed=0, failed=0, left=12, underway=0.0, workers=0))
+        display.on_progress(RunProgress(committed=0, failed=0, left=12, in_progress=0.0, workers=0))
     assert file.getvalue().strip() == "waiting for a worker, 11 s"
 
 
-def test_on_a_terminal_a_bar_with_counts_and_time_to_go():
-    file, clock = io.StringIO(), Clock()
+def test_display_on_a_terminal_is_a_bar_with_counts_and_time_to_go():
+    file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=120)
-    with RunDisplay(console, 12, clock=clock) as display:
-        display.show(RunProgress(committed=0, failed=0, left=12, underway=0.0, workers=2))
-        clock.now = 60.0
-        display.show(RunProgress(committed=5, failed=1, left=6, underway=0.0, workers=2), 60.0)
-        display.print("shard x [not markup] is tried again")
+    with RunDisplay(console, 12) as display:
+        display.on_progress(RunProgress(committed=0, failed=0, left=12, in_progress=0.0, workers=2))
+        display.on_progress(RunProgress(5, 1, 6, in_progress=0.0, workers=2, seconds_to_go=60.0))
     shown = file.getvalue()
     assert "5 done, 1 failed, 6 left" in shown and "about 60 s to go" in shown
-    assert "shard x [not markup] is tried again" in shown
 
 
 @pytest.mark.parametrize(
-    ("left", "words"),
+    ("seconds", "text"),
     [
         (None, ""),
         (0.0, ""),
@@ -64,23 +59,12 @@ def test_on_a_terminal_a_bar_with_counts_and_time_to_go():
         (60_000.0, "about 16.7 h to go"),
     ],
 )
-def test_time_to_go_in_words(left, words):
-    assert in_words(left) == words
+def test_time_to_go_is_formatted_in_its_unit(seconds, text):
+    assert format_time_to_go(seconds) == text
 
 
-def test_the_pace_counts_from_the_first_worker_and_parts_of_shards():
-    clock = Clock()
-    pace = Pace(10, clock=clock)
-    assert pace.seconds_to_go(RunProgress(0, 0, 10, 0.0, workers=0)) is None
-    clock.now = 100.0
-    assert pace.seconds_to_go(RunProgress(0, 0, 10, 0.0, workers=1)) is None
-    clock.now = 130.0
-    assert pace.seconds_to_go(RunProgress(1, 1, 8, 0.5, workers=1)) == pytest.approx(30 * 7.5 / 2.5)
-    assert pace.seconds_to_go(RunProgress(9, 1, 0, 0.0, workers=1)) == 0.0
-
-
-def test_counting_is_silent_off_a_terminal():
+def test_progress_bar_off_a_terminal_is_silent():
     file = io.StringIO()
-    with counting(Console(file=file), "reading") as count:
-        count(1, 2)
+    with progress_bar(Console(file=file), "reading") as update:
+        update(1, 2)
     assert file.getvalue() == ""

@@ -1,4 +1,4 @@
-"""Signals: orderly while something is in flight, at once everywhere else and the second time."""
+"""Stop requests by signals and from other threads: graceful while shards are in flight, else at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 import pytest
 
-from persres.jobs.observe.signals import StopRequest, heeding_signals
+from persres.jobs.observe.signals import StopRequest, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
-def heard():
-    """A test run in the background ignores Ctrl-C; these tests must not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def sigint_enabled():
+    """pytest in the background ignores SIGINT; these tests must not."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for number, handler in before.items():
+    for number, handler in previous.items():
         signal.signal(number, handler)
 
 
@@ -28,48 +28,48 @@ def send(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_is_noted_and_the_second_ends_it(number, exit_code):
-    with heeding_signals() as stop, stop.orderly():
+def test_first_signal_sets_the_request_and_second_interrupts(number, exit_code):
+    with stop_on_signals() as stop, stop.graceful():
         assert not stop
         send(number)
         assert stop and stop.exit_code == exit_code
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGTERM)
-    assert stop.exit_code == exit_code, "the first one tells why"
+    assert stop.exit_code == exit_code, "the first one decides"
 
 
-def test_where_nothing_is_in_flight_the_first_signal_ends_it():
-    with heeding_signals() as stop, pytest.raises(KeyboardInterrupt):
+def test_first_signal_outside_graceful_interrupts():
+    with stop_on_signals() as stop, pytest.raises(KeyboardInterrupt):
         send(signal.SIGTERM)
     assert stop.exit_code == 143
-    with heeding_signals() as stop:
-        with stop.orderly():
+    with stop_on_signals() as stop:
+        with stop.graceful():
             pass
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
-def test_handlers_that_a_library_put_in_place_are_replaced_and_put_back():
-    with heeding_signals() as stop:
+def test_handlers_of_a_library_are_replaced_and_restored():
+    with stop_on_signals() as stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as ray.init does
-        with stop.orderly():
+        with stop.graceful():
             send(signal.SIGTERM)
         assert stop and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_process_that_ignores_ctrl_c_goes_on_doing_so():
+def test_ignored_sigint_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with heeding_signals() as stop, stop.orderly():
+    with stop_on_signals() as stop, stop.graceful():
         send(signal.SIGINT)
         assert not stop
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_in_another_thread_there_are_no_signals():
+def test_handlers_are_not_installed_outside_the_main_thread():
     seen: list[StopRequest] = []
 
     def work() -> None:
-        with heeding_signals() as stop, stop.orderly():
+        with stop_on_signals() as stop, stop.graceful():
             seen.append(stop)
 
     thread = threading.Thread(target=work)
@@ -78,27 +78,27 @@ def test_in_another_thread_there_are_no_signals():
     assert len(seen) == 1 and not seen[0]
 
 
-def test_asked_from_another_thread_it_is_as_if_a_signal_had_come():
-    with heeding_signals() as stop:
-        with stop.orderly():
-            asking = threading.Thread(target=stop.ask)
-            asking.start()
-            asking.join()
+def test_set_from_another_thread_acts_as_a_first_signal():
+    with stop_on_signals() as stop:
+        with stop.graceful():
+            thread = threading.Thread(target=stop.set)
+            thread.start()
+            thread.join()
             wait_until(lambda: bool(stop))
             assert stop.exit_code == 143
-            stop.ask()  # once is enough, and the second is not taken for impatience
+            stop.set()  # has no effect, unlike a second signal
         assert stop.received is signal.SIGTERM
 
 
-def test_asked_where_nothing_is_in_flight_it_wakes_and_ends_the_main_thread():
-    with heeding_signals() as stop, pytest.raises(KeyboardInterrupt):
-        threading.Timer(0.05, stop.ask).start()
+def test_set_outside_graceful_interrupts_a_sleeping_main_thread():
+    with stop_on_signals() as stop, pytest.raises(KeyboardInterrupt):
+        threading.Timer(0.05, stop.set).start()
         time.sleep(30)
 
 
-def test_asked_where_no_signal_is_heeded_it_is_only_noted():
+def test_set_without_handlers_only_sets_the_request():
     stop = StopRequest()
-    stop.ask()
+    stop.set()
     assert stop and stop.exit_code == 143
 
 

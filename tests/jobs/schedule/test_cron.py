@@ -20,7 +20,7 @@ MONDAY = datetime(2026, 11, 23, 4, 30)
 DAY_NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
-def test_the_next_times_are_those_of_the_clock_on_the_wall():
+def test_next_times_follow_the_local_clock():
     times = CronSchedule.parse("0 3 * * *").next_times(MONDAY)
     assert times == [datetime(2026, 11, day, 3, 0) for day in (24, 25, 26)]
 
@@ -38,11 +38,11 @@ def test_the_next_times_are_those_of_the_clock_on_the_wall():
         ("* * * * *", ("*-*-* *:*:00",)),
     ],
 )
-def test_systemd_is_told_the_same(expression, calendar):
+def test_systemd_calendar_means_the_same(expression, calendar):
     assert CronSchedule.parse(expression).on_calendar() == calendar
 
 
-def test_sunday_is_written_as_kubernetes_knows_it():
+def test_sunday_is_written_as_kubernetes_expects():
     assert CronSchedule.parse("0 6 * * 5-7").expression == "0 6 * * 0,5,6"
     assert CronSchedule.parse("0 7 17 7 MON").expression == "0 7 17 7 MON"
 
@@ -71,7 +71,7 @@ def test_sunday_is_written_as_kubernetes_knows_it():
         ("0 3 * * *\n* * * * *", "10 fields"),
     ],
 )
-def test_what_not_all_of_cron_systemd_and_kubernetes_understand_is_refused(expression, named):
+def test_expression_that_not_all_schedulers_understand_is_refused(expression, named):
     with pytest.raises(InvalidInput) as refused:
         CronSchedule.parse(expression)
     assert named in str(refused.value)
@@ -108,7 +108,7 @@ def parse_or_skip(expression: str) -> CronSchedule | None:
 
 
 @given(EXPRESSIONS, st.datetimes(datetime(2024, 1, 1), datetime(2032, 1, 1)))
-def test_a_calendar_comes_true_when_the_expression_does(expression, moment):
+def test_systemd_calendar_matches_when_the_expression_does(expression, moment):
     schedule = parse_or_skip(expression)
     if schedule is None:
         return
@@ -122,7 +122,7 @@ def test_a_calendar_comes_true_when_the_expression_does(expression, moment):
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
 @settings(max_examples=25)
 @given(EXPRESSIONS)
-def test_systemd_itself_reads_the_calendar_so(expression):
+def test_systemd_parses_the_calendar(expression):
     schedule = parse_or_skip(expression)
     if schedule is None or schedule.either_day:
         return  # of two calendars systemd-analyze has two lists

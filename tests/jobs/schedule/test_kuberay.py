@@ -26,7 +26,7 @@ def job_of(asked: Refresh, spec: RunSpec | None = None, image: str = IMAGE) -> d
     return job["spec"]
 
 
-def test_the_entrypoint_is_a_submit_that_the_command_line_understands(capsys):
+def test_entrypoint_is_a_submit_that_the_command_line_parses(capsys):
     asked = refresh("s3://bucket/it's 50%.parquet", workers=3, prune=True)
     program, *arguments = shlex.split(job_of(asked)["entrypoint"])
     assert program == "persres-batch"
@@ -38,7 +38,7 @@ def test_the_entrypoint_is_a_submit_that_the_command_line_understands(capsys):
     assert "--prune" in arguments
 
 
-def test_the_run_spec_travels_in_a_config_map_that_only_the_head_reads():
+def test_run_spec_is_in_a_config_map_that_only_the_head_mounts():
     spec = RunSpec(seed=7, prompts=("a {concept} on Mars", "ein {concept} im Schnee – nachts"))
     written = to_yaml(ray_cron_job(refresh(), spec, image=IMAGE), comment="two\nlines")
     assert written.startswith("# two\n# lines\n---\n")
@@ -56,14 +56,14 @@ def test_the_run_spec_travels_in_a_config_map_that_only_the_head_reads():
     ("asked", "spec", "at_once"),
     [(refresh(), RunSpec(), 8), (refresh(), RunSpec(workers=5), 5), (refresh(workers=12), RunSpec(workers=5), 12)],
 )
-def test_the_run_says_how_many_workers_it_wants_for_there_is_no_gpu_at_its_start(asked, spec, at_once):
+def test_entrypoint_names_the_workers_since_no_gpu_is_there_at_its_start(asked, spec, at_once):
     job = job_of(asked, spec)
     words = shlex.split(job["entrypoint"])
     assert words[words.index("--workers") + 1] == str(at_once)
     assert job["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == at_once
 
 
-def test_all_but_image_size_and_spec_is_as_in_raycluster_yaml():
+def test_cluster_is_that_of_raycluster_yaml_but_for_image_size_and_spec():
     cluster, described = job_of(refresh())["rayClusterSpec"], cluster_spec()
     for one in (cluster, described):
         head = one["headGroupSpec"]["template"]["spec"]
@@ -73,7 +73,7 @@ def test_all_but_image_size_and_spec_is_as_in_raycluster_yaml():
     assert cluster == described
 
 
-def test_every_container_has_the_image_that_was_asked_for():
+def test_every_container_has_the_given_image():
     image = f"registry.example.com:5000/team/persres@sha256:{'0' * 64}"
     cluster = job_of(refresh(), image=image)["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -83,18 +83,18 @@ def test_every_container_has_the_image_that_was_asked_for():
 @pytest.mark.parametrize(
     "image", ["persres-batch", "persres-batch:latest", "registry:5000/persres-batch", "x@sha256:12", "x:1 y", ""]
 )
-def test_an_image_that_may_be_another_tomorrow_is_refused(image):
+def test_image_without_a_fixed_version_is_refused(image):
     with pytest.raises(InvalidInput, match="which version"):
         job_of(refresh(), image=image)
 
 
 @pytest.mark.parametrize("paths", [("mugs.parquet", "s3://bucket/mugs"), ("s3://bucket/m.parquet", "/data/mugs")])
-def test_a_path_of_this_machine_is_refused(paths):
+def test_local_path_is_refused(paths):
     with pytest.raises(InvalidInput, match="means nothing in a pod"):
         job_of(refresh(*paths))
 
 
-def test_a_spec_that_no_config_map_holds_is_refused():
+def test_spec_too_large_for_a_config_map_is_refused():
     spec = RunSpec(prompts=tuple(f"a {{concept}} {'in a long long line ' * 40}{n}" for n in range(1400)))
     with pytest.raises(InvalidInput, match="ConfigMap"):
         ray_job(refresh(), spec, image=IMAGE)

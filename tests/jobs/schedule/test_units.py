@@ -29,7 +29,7 @@ def refresh(manifest: str = "s3://bucket/mugs.parquet", catalog: str = "s3://buc
     return Refresh("persres-mugs", NIGHTLY, manifest, catalog, **changes)
 
 
-def test_the_command_is_submit_with_all_that_was_asked():
+def test_command_is_submit_with_every_given_option():
     asked = refresh(workers=4, address="http://127.0.0.1:8265", device="cuda", prune=True)
     expected = "submit s3://bucket/mugs.parquet --spec run.yaml --catalog s3://bucket/mugs "
     expected += "--address http://127.0.0.1:8265 --device cuda --workers 4 --prune"
@@ -45,13 +45,13 @@ def test_the_command_is_submit_with_all_that_was_asked():
         (f"s3://bucket/{'long-' * 20}", "persres-long-long-long-long-long"),
     ],
 )
-def test_a_refresh_is_named_after_its_catalog(catalog, name):
+def test_refresh_is_named_after_its_catalog(catalog, name):
     assert default_name(catalog) == name
     Refresh(name, NIGHTLY, "s3://bucket/m.parquet", catalog)
 
 
 @pytest.mark.parametrize("name", ["", "Mugs", "1mugs", "mugs-", "mu gs", "m" * 33, "mugs\n"])
-def test_names_that_kubernetes_or_systemd_would_not_take_are_refused(name):
+def test_name_that_kubernetes_or_systemd_refuses_is_refused(name):
     with pytest.raises(InvalidInput, match="not a name"):
         Refresh(name, NIGHTLY, "s3://bucket/m.parquet", "s3://bucket/mugs")
 
@@ -65,13 +65,13 @@ def test_names_that_kubernetes_or_systemd_would_not_take_are_refused(name):
         {"address": "http://user:hunter2@127.0.0.1:8265"},
     ],
 )
-def test_a_password_is_neither_written_nor_repeated(uris):
+def test_password_is_neither_written_nor_repeated(uris):
     with pytest.raises(InvalidInput) as refused:
         refresh(**uris)
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_line_break_cannot_bring_a_second_line_into_a_crontab():
+def test_line_break_adds_no_second_line_to_a_crontab():
     with pytest.raises(InvalidInput, match="line break"):
         refresh(catalog="/mugs\n* * * * * reboot")
 
@@ -91,7 +91,7 @@ def run_as_cron_does(text: str, home: Path) -> list[str]:
     return json.loads(done.stdout)
 
 
-def test_cron_runs_the_command_word_for_word_with_the_users_environment(tmp_path):
+def test_crontab_line_runs_the_exact_command_with_the_users_environment(tmp_path):
     awkward = '/pictures/50% off\'s $HOME `id` "x" \\%/mugs'
     asked = refresh(f"{awkward}.parquet", awkward, prune=True)
     (tmp_path / ".config/persres").mkdir(parents=True)
@@ -102,12 +102,12 @@ def test_cron_runs_the_command_word_for_word_with_the_users_environment(tmp_path
     assert run_as_cron_does(text, tmp_path) == ["catalogs", *expected]
 
 
-def test_without_an_environment_file_cron_runs_it_all_the_same(tmp_path):
+def test_crontab_line_runs_without_an_environment_file(tmp_path):
     text = crontab_line(refresh(), [sys.executable, "-c", SAY_ARGUMENTS], "run.yaml")
     assert run_as_cron_does(text, tmp_path) == refresh().command([], "run.yaml")
 
 
-def test_a_line_that_cron_would_cut_off_is_refused():
+def test_crontab_line_too_long_for_cron_is_refused():
     with pytest.raises(InvalidInput, match="cron reads 998"):
         crontab_line(refresh(), PROGRAM, "/" + "deep/" * 200 + "run.yaml")
 
@@ -121,27 +121,27 @@ def words_of(exec_start: str) -> list[str]:
 
 
 @given(AWKWARD, AWKWARD)
-def test_systemd_gets_the_words_as_they_are(manifest, catalog):
+def test_systemd_service_passes_arguments_unchanged(manifest, catalog):
     asked = refresh(f"/m/{manifest}", f"/c/{catalog}")
     service = systemd_units(asked, PROGRAM, "/run.yaml", grace_seconds=120)[".service"]
     (line,) = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
     assert words_of(line) == asked.command(PROGRAM, "/run.yaml")
 
 
-def test_a_run_that_systemd_stops_has_time_to_commit():
+def test_systemd_service_leaves_time_to_commit_when_stopped():
     service = systemd_units(refresh(), PROGRAM, "/run.yaml", grace_seconds=300)[".service"]
     assert "KillMode=mixed" in service
     assert "TimeoutStopSec=330" in service
 
 
-def test_two_days_of_which_one_is_enough_are_two_lines():
+def test_day_of_month_or_weekday_is_two_calendar_lines():
     asked = Refresh("persres-mugs", CronSchedule.parse("0 3 1 * 1"), "/m", "/c")
     timer = systemd_units(asked, PROGRAM, "/run.yaml", grace_seconds=0)[".timer"]
     assert re.findall("OnCalendar=(.*)", timer) == ["*-*-01 03:00:00", "Mon *-*-* 03:00:00"]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
-def test_systemd_finds_no_fault_with_the_units(tmp_path):
+def test_systemd_accepts_the_units(tmp_path):
     asked = refresh("/pictures/50% off's $HOME.parquet")
     for end, text in systemd_units(asked, [sys.executable], "/run.yaml", grace_seconds=120).items():
         (tmp_path / f"persres-mugs{end}").write_text(text)
@@ -170,20 +170,20 @@ def schedule(*options: str, spec: str, cron: str = "0 3 * * *") -> int:
     return end.value.code or 0
 
 
-def test_the_command_says_when_the_next_three_runs_are(spec, capsys):
+def test_schedule_prints_the_next_three_times(spec, capsys):
     assert schedule("--as", "crontab", spec=spec) == 0
     shown = capsys.readouterr()
     assert re.search(r"next runs: (\w{3} \d{4}-\d\d-\d\d 03:00, ){2}\w{3} \d{4}-\d\d-\d\d 03:00 \(this", shown.err)
     assert str(Path("run.yaml").absolute()) in shown.out  # cron starts in the home folder
 
 
-def test_systemd_gets_two_files_of_one_name(spec, capsys):
+def test_schedule_for_systemd_writes_two_files_of_one_name(spec, capsys):
     assert schedule("--as", "systemd", "--out", "nightly.timer", spec=spec) == 0
     assert "OnCalendar=" in Path("nightly.timer").read_text()
     assert "ExecStart=" in Path("nightly.service").read_text()
     assert "enable --now nightly.timer" in capsys.readouterr().err
     assert schedule("--as", "systemd", "--out", "nightly.timer", spec=spec) == 2
-    assert "nightly.service is already there" in capsys.readouterr().err
+    assert "nightly.service already exists" in capsys.readouterr().err
     assert schedule("--as", "systemd", "--out", "nightly.timer", "--force", spec=spec) == 0
 
 
@@ -198,12 +198,12 @@ def test_systemd_gets_two_files_of_one_name(spec, capsys):
         (("--as", "crontab", "--name", "Mugs"), "0 3 * * *", "not a name"),
     ],
 )
-def test_choices_that_do_not_fit_are_named(options, cron, named, spec, capsys):
+def test_schedule_refuses_options_that_do_not_fit_and_names_them(options, cron, named, spec, capsys):
     assert schedule(*options, spec=spec, cron=cron) == 2
     assert named in capsys.readouterr().err
 
 
-def test_a_bad_spec_is_found_before_the_night(spec, capsys):
+def test_schedule_refuses_an_invalid_spec(spec, capsys):
     Path("run.yaml").write_text("sede: 3\n")
     assert schedule("--as", "crontab", spec=spec) == 2
     assert "'sede'" in capsys.readouterr().err

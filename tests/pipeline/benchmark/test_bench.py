@@ -1,4 +1,4 @@
-"""A whole run on a tiny XL model: all rows. Runs of a few rows: their order, and what happens when memory ends."""
+"""Measurements on tiny models: all rows; the order of rounds; packs that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from persres.core.errors import InvalidInput, PersresError
 from persres.pipeline.benchmark import bench
 from persres.pipeline.benchmark.bench import run_bench
-from persres.pipeline.benchmark.contestants import MemoryEnded, OurTraining, PeerTraining
+from persres.pipeline.benchmark.workloads import OurTraining, PackTooLarge, PeerTraining
 
 TRAINING = ["peer", "peer_cached", "alone", "packed_2"]
 RENDERING = ["peer_render", "render_base", "render", "render_lag"]
@@ -19,12 +19,12 @@ RENDERING = ["peer_render", "render_base", "render", "render_lag"]
 
 @pytest.fixture
 def uncounted(monkeypatch):
-    """Counting FLOPs is most of a short run; for what these tests ask, any number will do."""
+    """Do not count FLOPs, which takes most of the time of a short run."""
     for kind in (OurTraining, PeerTraining):
         monkeypatch.setattr(kind, "flops", lambda self: 1.0)
 
 
-def test_every_row_is_measured_and_held_against_its_peer(whole_run):
+def test_all_rows_are_measured_and_compared_with_their_peer(whole_run):
     result = whole_run.result
     rows = {row.name: row for row in result.rows}
     assert list(rows) == TRAINING + RENDERING
@@ -42,14 +42,14 @@ def test_every_row_is_measured_and_held_against_its_peer(whole_run):
     assert any("scaled to 5 iterations" in note for note in result.notes)
 
 
-def test_every_round_measures_every_row_in_turn(sd1, small_plan, uncounted):
+def test_rounds_measure_every_row_in_turn(sd1, small_plan, uncounted):
     seen: list[str] = []
     plan = replace(small_plan, rounds=2, rows=("alone",))
     run_bench(sd1, plan, lambda text, done, total: seen.append(text))
     assert seen[2:6] == ["measuring peer", "measuring alone"] * 2
 
 
-def test_on_a_cpu_a_pack_that_would_not_fit_is_not_tried(sd1, small_plan, monkeypatch, uncounted):
+def test_pack_that_would_not_fit_on_a_cpu_is_not_tried(sd1, small_plan, monkeypatch, uncounted):
     monkeypatch.setattr(bench, "available_bytes", lambda device: 0)
     tried: list[str] = []
     plan = replace(small_plan, rows=("alone", "packed_2"))
@@ -59,12 +59,12 @@ def test_on_a_cpu_a_pack_that_would_not_fit_is_not_tried(sd1, small_plan, monkey
     assert any("memory ends at packed_2" in note for note in result.notes)
 
 
-def test_a_pack_that_training_had_to_halve_ends_the_list(sd1, small_plan, monkeypatch, uncounted):
+def test_pack_that_does_not_fit_is_left_out_with_larger_ones(sd1, small_plan, monkeypatch, uncounted):
     train = OurTraining.train
 
     def limited(self, *arguments):
         if self.pack_size > 2:
-            raise MemoryEnded("it goes on with 2")
+            raise PackTooLarge("it goes on with 2")
         return train(self, *arguments)
 
     monkeypatch.setattr(OurTraining, "train", limited)
@@ -74,7 +74,7 @@ def test_a_pack_that_training_had_to_halve_ends_the_list(sd1, small_plan, monkey
     assert ended == ["memory ends at packed_4: it and larger packs were left out"]
 
 
-def test_no_room_for_the_peer_is_said_with_what_to_do(sd1, small_plan, monkeypatch):
+def test_out_of_memory_of_the_peer_is_an_error_with_a_fix(sd1, small_plan, monkeypatch):
     def no_room(self, steps):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -83,6 +83,6 @@ def test_no_room_for_the_peer_is_said_with_what_to_do(sd1, small_plan, monkeypat
         run_bench(sd1, replace(small_plan, rows=("alone",)))
 
 
-def test_an_unknown_row_is_refused_with_the_known_ones(sd1, small_plan):
+def test_unknown_row_is_refused_with_the_known_ones(sd1, small_plan):
     with pytest.raises(InvalidInput, match=r"packed_3.*choose from peer, peer_cached"):
         run_bench(sd1, replace(small_plan, rows=("packed_3",)))

@@ -1,4 +1,4 @@
-"""The rows' arithmetic and their JSON."""
+"""The rows of a result and their JSON."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persres.pipeline.benchmark.bench_result import BenchResult, Measured, compare
+from persres.pipeline.benchmark.bench_result import BenchResult, Measurement, compare
 
-TRAINING = [Measured("peer", "concept", 20.0, 600.0, 100), Measured("packed_8", "concept", 5.0, 300.0, None)]
-RENDERING = [Measured("peer_render", "image", 2.0, 10.0, 7), Measured("render_lag", "image", 0.5, 10.0, 8)]
+TRAINING = [Measurement("peer", "concept", 20.0, 600.0, 100), Measurement("packed_8", "concept", 5.0, 300.0, None)]
+RENDERING = [Measurement("peer_render", "image", 2.0, 10.0, 7), Measurement("render_lag", "image", 0.5, 10.0, 8)]
 
 
-def test_each_row_is_held_against_the_peer_of_its_kind_and_the_device():
+def test_rows_are_compared_with_their_peer_and_with_the_device():
     rows = {row.name: row for row in compare([*TRAINING, *RENDERING], matmul_peak=100.0)}
     assert (rows["peer"].ratio_to_peer, rows["packed_8"].ratio_to_peer) == (1.0, 4.0)
     assert (rows["peer_render"].ratio_to_peer, rows["render_lag"].ratio_to_peer) == (1.0, 4.0)
     assert (rows["peer"].peak_share, rows["packed_8"].peak_share) == (0.3, 0.6)
 
 
-def test_without_the_peer_there_is_no_ratio():
+def test_row_without_its_peer_has_no_ratio():
     assert compare([TRAINING[1]], 1.0)[0].ratio_to_peer is None
 
 
-def test_json_has_the_promised_shape():
+def test_json_has_the_documented_keys():
     result = BenchResult({"device": "a CPU"}, compare([*TRAINING, *RENDERING], 100.0), ("a note",))
     plain = json.loads(result.to_json())
     assert plain.keys() == {"machine", "rows"}
@@ -36,11 +36,11 @@ def test_json_has_the_promised_shape():
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_half_the_seconds_is_twice_the_ratio_and_twice_the_share(peer, ours):
+def test_ratio_and_share_double_with_half_the_seconds(peer, ours):
     def row(seconds):
-        return compare([Measured("peer", "concept", peer, 1.0, 0), Measured("alone", "concept", seconds, 1.0, 0)], 7.0)[
-            1
-        ]
+        return compare(
+            [Measurement("peer", "concept", peer, 1.0, 0), Measurement("alone", "concept", seconds, 1.0, 0)], 7.0
+        )[1]
 
     whole, half = row(ours), row(ours / 2)
     assert half.ratio_to_peer == 2 * whole.ratio_to_peer

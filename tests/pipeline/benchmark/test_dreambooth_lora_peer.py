@@ -1,11 +1,15 @@
-"""The peer really trains: the same layers as ours, to a lower loss, and its file loads where diffusers loads LoRAs."""
+"""The peer's training: the same layers as ours, a falling loss, and a LoRA file that diffusers loads."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
 
 from persres.core.base_model import BaseModel, load_base_model
 from persres.core.latents import encode_references
@@ -17,15 +21,21 @@ from persres.pipeline.spriteworld.demo_catalog import demo_identities
 from persres.pipeline.spriteworld.world import draw
 
 
-def pictures(base: BaseModel, count: int = 4) -> list[np.ndarray]:
+def random_images(base: BaseModel, count: int = 4) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (base.resolution + 5, base.resolution, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def lora_weights(peer: PeerTrained) -> dict[str, torch.Tensor]:
+    """Return the LoRA as the script passes it to `save_lora_weights`."""
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(peer.unet)
+    return convert_state_dict_to_diffusers({name: weight.float() for name, weight in weights.items()})
 
 
 def trained(base: BaseModel, *, cached: bool = False, iterations: int = 3) -> PeerTrained:
     torch.manual_seed(0)
     settings = TrainingSettings(iterations=iterations, batch_size=2, learning_rate=1e-2)
-    return train_peer(PeerModels.load(base), pictures(base), "mug", settings, cached=cached)
+    return train_peer(PeerModels.load(base), random_images(base), "mug", settings, cached=cached)
 
 
 every_kind = pytest.mark.parametrize(
@@ -36,16 +46,16 @@ every_kind = pytest.mark.parametrize(
 
 
 @every_kind
-def test_trains_our_layers_with_our_ranks(base, cached):
+def test_peer_trains_our_layers_with_our_ranks(base, cached):
     peer = trained(base, cached=cached)
     assert len(peer.losses) == 3 and all(np.isfinite(peer.losses))
-    weights = peer.lora_weights()
+    weights = lora_weights(peer)
     assert len(weights) == 2 * len(base.target_layers)
     for layer in base.target_layers:
         down, up = weights[f"{layer.name}.lora_A.weight"], weights[f"{layer.name}.lora_B.weight"]
         assert down.shape[:2] == (layer.rank(0.05), layer.width)
         assert up.shape[:2] == (layer.width, layer.rank(0.05))
-        assert up.abs().max() > 0, "it starts at zero, so training has moved it"
+        assert up.abs().max() > 0, "initially zero, so changed by training"
     trainable = {name for name, parameter in peer.unet.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name and "proj_out" in name for name in trainable)
 
@@ -53,17 +63,17 @@ def test_trains_our_layers_with_our_ranks(base, cached):
 @pytest.mark.parametrize(
     ("folder", "vae_dtype"), [("tiny_folder", torch.bfloat16), ("sdxl_folder", torch.float32)], ids=["sd1", "sdxl"]
 )
-def test_in_bfloat16_all_but_xls_vae_is_and_the_loss_is_not(request, folder, vae_dtype):
+def test_peer_of_a_bfloat16_model_is_bfloat16_but_for_xls_vae_and_the_loss(request, folder, vae_dtype):
     base = load_base_model(request.getfixturevalue(folder), name="tiny", revision="1", dtype=torch.bfloat16)
     models = PeerModels.load(base)
     assert models.unet.dtype == torch.bfloat16 and models.vae.dtype == vae_dtype
     settings = TrainingSettings(iterations=2, batch_size=2)
-    peer = train_peer(models, pictures(base), "mug", settings, cached=False)
+    peer = train_peer(models, random_images(base), "mug", settings, cached=False)
     assert {weight.dtype for weight in peer.unet.parameters()} == {torch.bfloat16}
     assert any(torch.tensor(loss).bfloat16().item() != loss for loss in peer.losses)
 
 
-def test_leaves_the_base_model_as_it_was(base):
+def test_peer_does_not_change_the_base_model(base):
     before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
     trained(base, iterations=1)
     assert all(torch.equal(weight, before[name]) for name, weight in base.unet.state_dict().items())
@@ -76,7 +86,7 @@ def test_leaves_the_base_model_as_it_was(base):
     [("sd1", False, ["first"] * 2), ("sd1", True, ["first"]), ("sdxl", False, ["first", "second"])],
     indirect=["base"],
 )
-def test_the_text_encoder_is_in_the_loop_unless_cached_or_xl(base, cached, encodings):
+def test_text_encoder_is_in_the_loop_unless_cached_or_xl(base, cached, encodings):
     calls: list[str] = []
     encoders = {"first": base.text_encoder, "second": base.text_encoder_2}
     handles = [
@@ -90,19 +100,19 @@ def test_the_text_encoder_is_in_the_loop_unless_cached_or_xl(base, cached, encod
     assert calls == encodings
 
 
-def test_an_xl_unet_is_told_what_the_xl_pipeline_tells_it(sdxl):
-    models, told = PeerModels.load(sdxl), []
-    models.unet.register_forward_pre_hook(lambda module, args, kwargs: told.append(kwargs), with_kwargs=True)
-    train_peer(models, pictures(sdxl), "mug", TrainingSettings(iterations=1, batch_size=2), cached=False)
+def test_xl_conditioning_equals_that_of_the_xl_pipeline(sdxl):
+    models, calls = PeerModels.load(sdxl), []
+    models.unet.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    train_peer(models, random_images(sdxl), "mug", TrainingSettings(iterations=1, batch_size=2), cached=False)
     pipeline, size = load_pipeline(sdxl, SamplingSettings(steps=1)), (sdxl.resolution, sdxl.resolution)
     assert isinstance(pipeline, StableDiffusionXLPipeline)
     states, _, pooled, _ = pipeline.encode_prompt(["a photo of a sks mug"] * 2, do_classifier_free_guidance=False)
     sizes = pipeline._get_add_time_ids(size, (0, 0), size, states.dtype, pooled.shape[1])
-    torch.testing.assert_close(told[0]["encoder_hidden_states"], states)
-    torch.testing.assert_close(told[0]["added_cond_kwargs"], {"text_embeds": pooled, "time_ids": sizes.repeat(2, 1)})
+    torch.testing.assert_close(calls[0]["encoder_hidden_states"], states)
+    torch.testing.assert_close(calls[0]["added_cond_kwargs"], {"text_embeds": pooled, "time_ids": sizes.repeat(2, 1)})
 
 
-def test_its_loss_falls_on_pictures_it_has_seen(spriteworld):
+def test_peer_lowers_the_loss_on_its_references(spriteworld):
     _, who = demo_identities(1)[0]
     references = [draw(who, "snow", f"peer/{number}")[0] for number in range(4)]
     settings = TrainingSettings(iterations=8, learning_rate=2e-2)
@@ -124,11 +134,12 @@ def loss_at_fixed_noise(base: BaseModel, unet, references: list[np.ndarray]) -> 
     return float((predicted - schedule.get_velocity(clean, noise, timesteps)).square().mean())
 
 
-def test_its_file_loads_into_the_peers_pipeline_and_does_the_same_there(base, tmp_path):
+def test_peer_file_gives_the_same_output_in_the_peers_pipeline(base, tmp_path):
     peer = trained(base)
     pipeline = load_pipeline(base, SamplingSettings(steps=1))
+    config: Any = peer.unet.peft_config["default"]  # type: ignore[attr-defined]
     pipeline.save_lora_weights(
-        tmp_path, unet_lora_layers=peer.lora_weights(), unet_lora_adapter_metadata=peer.lora_config()
+        tmp_path, unet_lora_layers=lora_weights(peer), unet_lora_adapter_metadata=config.to_dict()
     )
     pipeline.load_lora_weights(str(tmp_path))
     size, width = base.unet.config["sample_size"], base.unet.config["cross_attention_dim"]

@@ -1,4 +1,4 @@
-"""The peer makes the images that we make: same residuals, prompts, noise, scheduler and guidance."""
+"""The peer's rendering gives our images for the same residuals, prompts, noise, scheduler and guidance."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from persres.core.base_model import load_base_model
 from persres.core.sampling.lag_sampling import render
 from persres.core.sampling.settings import SamplingSettings
-from persres.pipeline.benchmark.contestants import RenderingJob
 from persres.pipeline.benchmark.peer_rendering import load_pipeline, render_peer
+from persres.pipeline.benchmark.workloads import RenderingJob
 
 
-def test_a_bfloat16_model_is_rendered_in_bfloat16_throughout(sdxl_folder, tmp_path):
+def test_peer_renders_a_bfloat16_model_in_bfloat16(sdxl_folder, tmp_path):
     base = load_base_model(sdxl_folder, name="tiny", revision="1", dtype=torch.bfloat16)
     settings = SamplingSettings(steps=1, batch_size=2)
     pipeline, job = load_pipeline(base, settings), RenderingJob(base, settings, tmp_path, "sks")
@@ -34,7 +34,7 @@ def test_a_bfloat16_model_is_rendered_in_bfloat16_throughout(sdxl_folder, tmp_pa
     ],
     indirect=["base"],
 )
-def test_the_same_images(base, tmp_path, changed):
+def test_peer_images_equal_ours(base, tmp_path, changed):
     settings = SamplingSettings.model_validate({"steps": 3, "batch_size": 2, **changed})
     job = RenderingJob(base, settings, tmp_path, "sks")
     requests = job.requests("residual")

@@ -1,4 +1,4 @@
-"""The shapes are the published ones: known parameter counts, the paper's target layers."""
+"""Published architectures: parameter counts, target layers, and parts that fit together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def built() -> Callable[[PublishedShape], BaseModel]:
-    """Published shapes that take no memory, each built once."""
+    """Build each published shape once, on the meta device, which takes no memory."""
     return cache(lambda shape: build_published(shape, device="meta", dtype=torch.bfloat16))
 
 
@@ -35,7 +35,7 @@ def encoders(base: BaseModel) -> list[torch.nn.Module]:
         ("sdxl", 2_567_463_684, [123_060_480, 694_659_840]),
     ],
 )
-def test_as_many_parameters_as_published(built, shape, unet, texts):
+def test_parameter_counts_are_the_published_ones(built, shape, unet, texts):
     base = built(shape)
     assert parameters(base.unet) == unet
     assert parameters(base.vae) == 83_653_863
@@ -53,7 +53,7 @@ def test_sd1_has_the_papers_target_layers(built):
     ("shape", "side", "prediction", "kind"),
     [("sd1", 512, "epsilon", "conv"), ("sd2", 768, "v_prediction", "linear"), ("sdxl", 1024, "epsilon", "linear")],
 )
-def test_a_base_model_of_a_published_shape(built, shape, side, prediction, kind):
+def test_base_model_of_a_published_shape_has_its_properties(built, shape, side, prediction, kind):
     base = built(shape)
     assert (base.resolution, base.prediction_type) == (side, prediction)
     assert {layer.kind for layer in base.target_layers} == {kind}
@@ -65,7 +65,7 @@ def test_a_base_model_of_a_published_shape(built, shape, side, prediction, kind)
     assert max(prompt.ids) < base.text_encoder.config.vocab_size
 
 
-def test_the_parts_of_sdxl_fit_together(built):
+def test_parts_of_sdxl_fit_together(built):
     base = built("sdxl")
     first, second = (encoder.config for encoder in encoders(base))
     assert first.hidden_size + second.hidden_size == base.unet.config["cross_attention_dim"]

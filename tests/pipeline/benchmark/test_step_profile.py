@@ -1,11 +1,11 @@
-"""The profile names operators of training and of rendering."""
+"""The profile of training and of rendering."""
 
 from __future__ import annotations
 
 from persres.pipeline.benchmark.step_profile import profile_steps
 
 
-def test_both_tables_name_operators(sd1, small_plan):
+def test_profile_has_a_table_of_operators_for_training_and_rendering(sd1, small_plan):
     text = profile_steps(sd1, small_plan)
     training, rendering = text.split("render_lag, 2 denoising steps")
     assert training.startswith("one training step of 2 concepts")

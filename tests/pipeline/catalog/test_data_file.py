@@ -1,5 +1,3 @@
-"""Going through data files: whose rows are in one, what is left without some, and every span in one reading."""
-
 from __future__ import annotations
 
 import io
@@ -14,15 +12,15 @@ from persres.core.errors import StoreError
 from persres.pipeline.catalog.data_file import (
     DamagedFile,
     Span,
-    concepts_among,
+    concepts_in_file,
     data_files,
+    drop_concepts,
+    iter_spans,
     read_data_file,
-    rows_in_turn,
-    without_concepts,
 )
 
-from ...support.catalog_samples import memory_store, planned
-from ...support.upkeep_samples import trained
+from ...support.catalog_factories import memory_store, planned
+from ...support.catalog_history import commit_trained
 
 names = st.text("ab", min_size=1, max_size=3)
 
@@ -35,15 +33,15 @@ def parquet_of(concept_ids: list[str], *, per_group: int, statistics: bool = Tru
 
 
 @given(st.lists(names, min_size=1, max_size=12), st.sets(names, min_size=1), st.integers(1, 5), st.booleans())
-def test_the_concepts_of_a_file_are_found_with_and_without_statistics(held, wanted, per_group, statistics):
+def test_concepts_in_file_are_found_with_and_without_statistics(held, wanted, per_group, statistics):
     parquet = parquet_of(held, per_group=per_group, statistics=statistics)
-    assert concepts_among(parquet, wanted) == set(held) & wanted
+    assert concepts_in_file(parquet, wanted) == set(held) & wanted
 
 
 @given(st.lists(names, min_size=1, max_size=12), st.sets(names, min_size=1))
-def test_rows_that_stay_keep_their_order_and_know_their_new_number(held, wanted):
+def test_drop_concepts_keeps_order_and_returns_new_row_numbers(held, wanted):
     table = pa.table({"concept_id": pa.array(held, pa.string()), "number": range(len(held))})
-    kept, numbers = without_concepts(table, wanted)
+    kept, numbers = drop_concepts(table, wanted)
     assert kept["concept_id"].to_pylist() == [name for name in held if name not in wanted]
     for old, new in enumerate(numbers):
         assert (new == -1) == (held[old] in wanted)
@@ -55,10 +53,10 @@ def test_rows_that_stay_keep_their_order_and_know_their_new_number(held, wanted)
     st.integers(1, 7),
     st.lists(st.tuples(st.integers(0, 22), st.integers(1, 6)), max_size=8),
 )
-def test_every_span_comes_once_with_its_rows_and_those_beyond_the_end_do_not(rows, per_group, places):
+def test_iter_spans_yields_every_span_within_the_file_once(rows, per_group, places):
     parquet = parquet_of(["a"] * rows, per_group=per_group)
     spans = [Span(first, count, "a") for first, count in places]
-    found = [(span, table["number"].to_pylist()) for span, table in rows_in_turn(parquet, spans)]
+    found = [(span, table["number"].to_pylist()) for span, table in iter_spans(parquet, spans)]
     inside = [span for span in spans if span.first + span.count <= rows]
     assert found == [
         (span, list(range(span.first, span.first + span.count)))
@@ -66,9 +64,9 @@ def test_every_span_comes_once_with_its_rows_and_those_beyond_the_end_do_not(row
     ]
 
 
-def test_the_same_is_read_whole_or_in_parts():
+def test_read_data_file_is_the_same_whole_or_in_parts():
     store = memory_store()
-    record = trained(store, planned("a"), planned("b"))
+    record = commit_trained(store, planned("a"), planned("b"))
     assert set(data_files(store)) == set(record.files.values())
     for path in data_files(store):
         whole, parts = (
@@ -78,7 +76,7 @@ def test_the_same_is_read_whole_or_in_parts():
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_damage_and_absence_are_told_apart(in_parts):
+def test_read_data_file_distinguishes_damage_from_absence(in_parts):
     store = memory_store()
     store.write("residuals/x.parquet", b"PAR1, and no more")
     with pytest.raises(DamagedFile, match=r"residuals/x\.parquet is damaged.*Fix: restore"):

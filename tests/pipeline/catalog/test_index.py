@@ -1,4 +1,4 @@
-"""Compaction changes nothing that a reader can see, wherever it is cut off and whoever reads meanwhile."""
+"""Compaction changes nothing that a reader sees, even if it is killed or runs during the reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from persres.core.errors import ConceptFailure, StoreError
-from persres.pipeline.catalog.commit_record import CommittedConcept, ShardCommit, VariantScores, newest_per_concept
+from persres.pipeline.catalog import layout
+from persres.pipeline.catalog.commit_record import CommittedConcept, ShardCommit, VariantScores
 from persres.pipeline.catalog.index import (
     compact,
     read_committed,
@@ -24,16 +25,19 @@ from persres.pipeline.catalog.index import (
     torn_records,
     torn_snapshots,
 )
-from persres.pipeline.catalog.store import CatalogStore, StoredObject
+from persres.pipeline.catalog.layout import AttemptPaths
+from persres.pipeline.catalog.store import CatalogStore
+from persres.pipeline.storage.object_store import StoredObject
 
 from ...support.catalog_digest import catalog_digest
-from ...support.catalog_samples import commit, memory_store, planned, shard_of
+from ...support.catalog_factories import commit, memory_store, planned, shard_of
+from ...support.commit_reference import expected_concepts
 
 RUNS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-000000", "20260103T000000Z-bbbbbb")
 
 
 def record(run: int, attempt: int, names: str, *, shard: str = "train-1") -> ShardCommit:
-    """A commit of some concepts, each a letter, that says in every field which commit it was."""
+    """A commit of concepts, each a letter of `names`; all fields of a concept depend on the commit."""
     path = f"residuals/{RUNS[run]}_{shard}_{attempt:03}.parquet"
     concepts = tuple(
         CommittedConcept(
@@ -56,7 +60,7 @@ def record(run: int, attempt: int, names: str, *, shard: str = "train-1") -> Sha
 
 
 def put(store: CatalogStore, one: ShardCommit) -> None:
-    store.write(store.commit_record(one.run_id, one.shard_id, one.attempt), one.to_json())
+    store.write(AttemptPaths(one.run_id, one.shard_id, one.attempt).record, one.to_json())
 
 
 def catalog(*records: ShardCommit) -> CatalogStore:
@@ -66,8 +70,8 @@ def catalog(*records: ShardCommit) -> CatalogStore:
     return store
 
 
-class Interrupted(CatalogStore):
-    """A store that calls `before(number of the operation)` before each of its operations."""
+class ObservedStore(CatalogStore):
+    """A store that calls `before(operation number)` before each operation."""
 
     def __init__(self, store: CatalogStore, before: Callable[[int], None]) -> None:
         self.__dict__.update(store.__dict__)
@@ -99,26 +103,26 @@ class Interrupted(CatalogStore):
         super().delete(path)
 
 
-class PowerCut(Exception):
+class Crash(Exception):
     pass
 
 
-def cut_off(store: CatalogStore, operation: int, what: Callable[[CatalogStore], Any] = compact) -> bool:
-    """A compaction that dies before its n-th operation; False if it had no so many."""
+def crash_at(store: CatalogStore, operation: int, act: Callable[[CatalogStore], Any] = compact) -> bool:
+    """Crash before the n-th operation of a compaction or of `act`; False if it has fewer."""
 
     def before(number: int) -> None:
         if number == operation:
-            raise PowerCut
+            raise Crash
 
     try:
-        what(Interrupted(store, before))
-    except PowerCut:
+        act(ObservedStore(store, before))
+    except Crash:
         return True
     return False
 
 
 def stride(store: CatalogStore) -> int:
-    """Every operation is cut off on disk and in memory, every fifth on a server, which takes its time."""
+    """The distance of the operations to crash at: all on disk and in memory, every fifth on the slow S3 server."""
     return 5 if store.uri.startswith("s3") else 1
 
 
@@ -132,43 +136,43 @@ def store_with_history(store):
     return store
 
 
-def test_a_compacted_catalog_reads_the_same_from_one_object(store):
+def test_compacted_catalog_reads_the_same_from_one_object(store):
     before = read_committed(store)
 
     assert compact(store) == 4
 
     after = read_committed(store)
-    assert list(after.items()) == list(before.items()) == list(newest_per_concept(HISTORY).items())
-    assert store.list(store.COMMITS) == [] and len(store.list(store.INDEX)) == 1
-    assert after.of_run(RUNS[1]) == {"b", "c"} == before.of_run(RUNS[1])
-    assert store.run_ids() == [RUNS[2]], "the next run's name has to sort after every one in the index"
+    assert list(after.items()) == list(before.items()) == list(expected_concepts(HISTORY).items())
+    assert store.list(layout.COMMITS) == [] and len(store.list(layout.INDEX)) == 1
+    assert after.concepts_of_run(RUNS[1]) == {"b", "c"} == before.concepts_of_run(RUNS[1])
+    assert store.run_ids() == [RUNS[2]], "the next run's id must sort after all in the index"
 
 
-def test_compacting_again_changes_nothing_until_there_is_something_new(store):
+def test_compact_again_without_new_records_changes_nothing(store):
     compact(store)
     objects = store.list("")
     assert compact(store) == 0 and store.list("") == objects
     put(store, record(2, 2, "ab"))
     assert compact(store) == 1
-    assert len(store.list(store.INDEX)) == 1 and store.list(store.INDEX) != objects
-    assert read_committed(store) == newest_per_concept([*HISTORY, record(2, 2, "ab")])
+    assert len(store.list(layout.INDEX)) == 1 and store.list(layout.INDEX) != objects
+    assert read_committed(store) == expected_concepts([*HISTORY, record(2, 2, "ab")])
 
 
-def test_few_records_are_left_alone(store):
-    assert compact(store, after=100) == 4, "the first snapshot is made in any case"
+def test_compact_waits_for_more_records(store):
+    assert compact(store, after=100) == 4, "the first snapshot is always written"
     for one in HISTORY:
         put(store, one)
-    assert compact(store, after=4) == 0 and len(store.list(store.COMMITS)) == 4
+    assert compact(store, after=4) == 0 and len(store.list(layout.COMMITS)) == 4
     assert compact(store, after=3) == 4
 
 
-def test_nothing_and_failures_alone_need_no_snapshot():
+def test_compact_of_nothing_or_failures_alone_writes_no_snapshot():
     assert compact(memory_store()) == 0
     store = catalog(replace(HISTORY[0], concepts=()))
     assert compact(store) == 1 and store.list("") == []
 
 
-def test_the_content_of_a_catalog_keeps_its_digest():
+def test_compact_keeps_the_catalog_digest():
     store = memory_store()
     commit(store, shard_of(planned("a"), planned("b")), run_id="run-1")
     commit(store, shard_of(planned("b", training="t2")), run_id="run-2")
@@ -177,7 +181,7 @@ def test_the_content_of_a_catalog_keeps_its_digest():
     assert catalog_digest(store) == digest
 
 
-def test_records_that_are_still_loose_can_be_read_by_run(store):
+def test_read_records_by_run(store):
     assert [one.run_id for one in read_records(store)] == [RUNS[0], RUNS[1], RUNS[1], RUNS[2]]
     assert [one.attempt for one in read_records(store, RUNS[1])] == ["002", "001"]
     compact(store)
@@ -185,21 +189,21 @@ def test_records_that_are_still_loose_can_be_read_by_run(store):
 
 
 @pytest.mark.parametrize("late", [record(0, 2, "ad"), record(1, 1, "c"), record(1, 3, "bc"), record(2, 2, "ad")])
-def test_a_record_that_comes_after_the_compaction_counts_as_if_it_had_come_before(store, late):
+def test_record_written_after_a_compaction_has_the_same_precedence(store, late):
     compact(store)
     put(store, late)
-    assert read_committed(store) == newest_per_concept([*HISTORY, late])
+    assert read_committed(store) == expected_concepts([*HISTORY, late])
     compact(store)
-    assert read_committed(store) == newest_per_concept([*HISTORY, late])
+    assert read_committed(store) == expected_concepts([*HISTORY, late])
 
 
-def test_a_compaction_cut_off_anywhere_loses_nothing_and_the_next_one_cleans_up(store):
+def test_compact_killed_anywhere_loses_nothing_and_the_next_one_finishes(store):
     operation = 1
-    while cut_off(store, operation):
-        assert read_committed(store) == newest_per_concept(HISTORY)
-        put(store, HISTORY[0])  # a retried request brings back what was removed
+    while crash_at(store, operation):
+        assert read_committed(store) == expected_concepts(HISTORY)
+        put(store, HISTORY[0])  # a retried request writes a deleted record again
         compact(store)
-        assert read_committed(store) == newest_per_concept(HISTORY)
+        assert read_committed(store) == expected_concepts(HISTORY)
         assert len(store.list("")) == 1
         for path in store.list(""):
             store.delete(path)
@@ -209,22 +213,22 @@ def test_a_compaction_cut_off_anywhere_loses_nothing_and_the_next_one_cleans_up(
     assert operation > 10
 
 
-def test_a_snapshot_that_cannot_be_written_or_read_back_removes_nothing(store):
-    class Forgetful(CatalogStore):
+def test_compact_removes_nothing_if_the_snapshot_cannot_be_read_back(store):
+    class Corrupting(CatalogStore):
         def write(self, path: str, data: bytes) -> None:
             super().write(path, data[:-1] + b"x")
 
-    forgetful = Forgetful.__new__(Forgetful)
-    forgetful.__dict__.update(store.__dict__)
+    corrupting = Corrupting.__new__(Corrupting)
+    corrupting.__dict__.update(store.__dict__)
     with pytest.raises(StoreError, match="does not hold what was written"):
-        compact(forgetful)
-    assert len(store.list(store.COMMITS)) == len(HISTORY)
+        compact(corrupting)
+    assert len(store.list(layout.COMMITS)) == len(HISTORY)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "newer", "other columns"])
-def test_a_damaged_snapshot_is_named_with_what_to_do(store, damage):
+def test_damaged_snapshot_is_named_with_a_fix(store, damage):
     compact(store)
-    [path] = store.list(store.INDEX)
+    [path] = store.list(layout.INDEX)
     data = bytearray(store.read(path))
     table = pq.read_table(io.BytesIO(bytes(data)))
     if damage == "cut":
@@ -242,63 +246,62 @@ def test_a_damaged_snapshot_is_named_with_what_to_do(store, damage):
         read_committed(store)
 
 
-def test_a_torn_record_counts_for_nothing_and_is_left_where_it_is(store):
-    path, one = store.commit_record(RUNS[2], "torn", "001"), record(2, 1, "ax", shard="torn")
+def test_torn_record_is_ignored_and_kept(store):
+    path, one = AttemptPaths(RUNS[2], "torn", "001").record, record(2, 1, "ax", shard="torn")
     store.write(path, one.to_json()[:-40])
-    assert read_committed(store) == newest_per_concept(HISTORY)
+    assert read_committed(store) == expected_concepts(HISTORY)
     assert (len(read_records(store)), torn_records(store)) == (len(HISTORY), [path])
     assert compact(store) == len(HISTORY)
-    assert store.list(store.COMMITS) == torn_records(store) == [path]
+    assert store.list(layout.COMMITS) == torn_records(store) == [path]
 
-    put(store, one)  # its writer was only slow
+    put(store, one)  # its writer was slow
     assert torn_records(store) == []
-    assert read_committed(store) == newest_per_concept([*HISTORY, one])
+    assert read_committed(store) == expected_concepts([*HISTORY, one])
 
 
-def test_a_snapshot_that_was_cut_off_while_it_was_made_covers_nothing(store):
-    """Whatever it was made of is still there."""
+def test_torn_snapshot_is_ignored_and_kept(store):
     compact(store)
-    [whole] = store.list(store.INDEX)
-    torn = store.index_file(RUNS[2], "torn")
+    [whole] = store.list(layout.INDEX)
+    torn = layout.index_file(RUNS[2], "torn")
     store.write(torn, store.read(whole)[:100])
-    assert read_committed(store) == newest_per_concept(HISTORY)
+    assert read_committed(store) == expected_concepts(HISTORY)
     assert torn_snapshots(store) == [torn]
     put(store, record(2, 2, "ab"))
     compact(store)
-    assert torn_snapshots(store) == [torn] and len(store.list(store.INDEX)) == 2
-    assert read_committed(store) == newest_per_concept([*HISTORY, record(2, 2, "ab")])
+    assert torn_snapshots(store) == [torn] and len(store.list(layout.INDEX)) == 2
+    assert read_committed(store) == expected_concepts([*HISTORY, record(2, 2, "ab")])
 
 
-def test_a_snapshot_without_digests_is_read_and_written_again_with_them(store):
+def test_snapshot_without_digests_is_read_and_rewritten_with_them(store):
     compact(store)
-    [path] = store.list(store.INDEX)
+    [path] = store.list(layout.INDEX)
     buffer = io.BytesIO()
     old = pq.read_table(io.BytesIO(store.read(path))).drop_columns(["residual_digest", "renderings_digest"])
     pq.write_table(old, buffer)
     store.write(path, buffer.getvalue())
-    assert read_committed(store) == newest_per_concept(HISTORY)
+    assert read_committed(store) == expected_concepts(HISTORY)
     assert {one.residual_digest for one in read_committed(store).values()} == {""}
     put(store, replace(HISTORY[0], run_id="20260104T000000Z-dddddd"))
     compact(store)
     assert read_committed(store).keys() == {"a", "b", "c", "d"}
 
 
-def test_the_index_can_be_rewritten(store):
-    expected = newest_per_concept(HISTORY)
+def test_rewrite_index_changes_what_is_committed(store):
+    expected = expected_concepts(HISTORY)
     rewrite_index(store, lambda table: table.slice(1))
-    assert store.list(store.COMMITS) == [] and len(store.list(store.INDEX)) == 1
+    assert store.list(layout.COMMITS) == [] and len(store.list(layout.INDEX)) == 1
     assert read_committed(store) == {name: one for name, one in expected.items() if name != "a"}
     assert store.run_ids() == [RUNS[2]]
     rewrite_index(store, lambda table: table.slice(0, 0))
     assert store.list("") == []
 
 
-def test_a_rewriting_cut_off_anywhere_leaves_what_was_or_what_is_to_be(store):
-    before, after, cut = read_committed(store), dict(list(newest_per_concept(HISTORY).items())[1:]), True
-    operation = 0
-    while cut:
+def test_rewrite_index_killed_anywhere_leaves_the_old_or_the_new(store):
+    before, after = read_committed(store), dict(list(expected_concepts(HISTORY).items())[1:])
+    operation, crashed = 0, True
+    while crashed:
         operation += stride(store)
-        cut = cut_off(store, operation, lambda interrupted: rewrite_index(interrupted, lambda table: table.slice(1)))
+        crashed = crash_at(store, operation, lambda other: rewrite_index(other, lambda table: table.slice(1)))
         held = read_committed(store)
         assert {name: one for name, one in held.items() if name != "a"} == after
         assert held.get("a") in (before["a"], None)
@@ -309,42 +312,42 @@ def test_a_rewriting_cut_off_anywhere_leaves_what_was_or_what_is_to_be(store):
     assert operation > 10
 
 
-def test_a_damaged_record_is_an_error_and_not_waited_for(store):
-    store.write(store.commit_record("r", "s", "1"), b"{\n{}\n}\n")
+def test_damaged_record_is_an_error_at_once(store):
+    store.write(AttemptPaths("r", "s", "1").record, b"{\n{}\n}\n")
     for read in (read_committed, read_records, compact):
         with pytest.raises(StoreError, match=r"r_s_1\.json is damaged"):
             read(store)
-    assert len(store.list(store.COMMITS)) == len(HISTORY) + 1
+    assert len(store.list(layout.COMMITS)) == len(HISTORY) + 1
 
 
-class Racing:
-    """A compaction in a thread of its own, which does its next operations only when it is told to."""
+class PausedCompaction:
+    """A compaction in a thread, paused before each operation until `advance` is called."""
 
     def __init__(self, store: CatalogStore) -> None:
-        self._may, self._waits = threading.Semaphore(0), threading.Semaphore(0)
+        self._resume, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._ended = False
         self._thread = threading.Thread(target=self._run, args=(store,), daemon=True)
         self._thread.start()
-        self._waits.acquire()
+        self._paused.acquire()
 
     def _run(self, store: CatalogStore) -> None:
         def before(_: int) -> None:
-            self._waits.release()
-            self._may.acquire()
+            self._paused.release()
+            self._resume.acquire()
 
-        compact(Interrupted(store, before))
+        compact(ObservedStore(store, before))
         self._ended = True
-        self._waits.release()
+        self._paused.release()
 
-    def do(self, operations: int) -> None:
+    def advance(self, operations: int) -> None:
         for _ in range(operations):
             if not self._ended:
-                self._may.release()
-                self._waits.acquire()
+                self._resume.release()
+                self._paused.acquire()
 
     def finish(self) -> None:
         while not self._ended:
-            self.do(1)
+            self.advance(1)
         self._thread.join()
 
 
@@ -354,22 +357,22 @@ class Racing:
     moves=st.lists(st.integers(0, 5), max_size=30),
     late=st.one_of(st.none(), st.tuples(st.integers(1, 12), st.integers(0, 2), st.integers(1, 3), st.just("ae"))),
 )
-def test_a_reader_racing_a_compaction_sees_everything_that_was_committed_before_it_began(compacted_before, moves, late):
-    """Between any two operations of the reader the compaction does any number of its own, and a commit may land."""
+def test_reader_racing_a_compaction_sees_everything_committed_before(compacted_before, moves, late):
+    """Before each operation of the reader the compaction advances by any number of its own, and a commit may happen."""
     store = catalog(*HISTORY)
     if compacted_before:
         compact(store)
         put(store, record(0, 2, "ax"))
-    before = newest_per_concept([*HISTORY, record(0, 2, "ax")] if compacted_before else HISTORY)
+    before = expected_concepts([*HISTORY, record(0, 2, "ax")] if compacted_before else HISTORY)
     new = record(late[1], late[2], late[3], shard="late") if late else None
-    compaction, steps = Racing(store), iter(moves)
+    compaction, steps = PausedCompaction(store), iter(moves)
 
     def between(operation: int) -> None:
-        compaction.do(next(steps, 0))
+        compaction.advance(next(steps, 0))
         if late and new and operation == late[0]:
             put(store, new)
 
-    seen = dict(read_committed(Interrupted(store, between)))
+    seen = dict(read_committed(ObservedStore(store, between)))
     compaction.finish()
 
     after = dict(read_committed(store))
@@ -380,7 +383,7 @@ def test_a_reader_racing_a_compaction_sees_everything_that_was_committed_before_
 
 
 class Histories(RuleBasedStateMachine):
-    """Commits of any run at any time, and compactions whole, cut off and two at a time, against the plain records."""
+    """Commits of any run, and compactions that complete, crash or run concurrently, against all records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -396,47 +399,47 @@ class Histories(RuleBasedStateMachine):
     def commit(self, run: int, attempt: int, shard: str, names: str) -> None:
         one = record(run, attempt, names, shard=shard)
         one = self.written.setdefault((one.run_id, one.shard_id, one.attempt), one)
-        put(self.store, one)  # a second time is a retried request
+        put(self.store, one)  # the second time as a retried request
 
     @rule()
     def compact(self) -> None:
         compact(self.store)
-        assert self.store.list(self.store.COMMITS) == []
+        assert self.store.list(layout.COMMITS) == []
 
     @rule(operation=st.integers(1, 12))
-    def compact_and_die(self, operation: int) -> None:
-        cut_off(self.store, operation)
+    def compact_and_crash(self, operation: int) -> None:
+        crash_at(self.store, operation)
 
     @rule(moves=st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=10))
-    def two_compactions_at_a_time(self, moves: list[tuple[bool, int]]) -> None:
-        both = Racing(self.store), Racing(self.store)
+    def two_concurrent_compactions(self, moves: list[tuple[bool, int]]) -> None:
+        both = PausedCompaction(self.store), PausedCompaction(self.store)
         for second, operations in moves:
-            both[second].do(operations)
+            both[second].advance(operations)
         for one in both:
             one.finish()
 
     @invariant()
-    def the_winners_are_those_of_all_records_ever_written(self) -> None:
+    def concepts_equal_the_reference_for_all_records_ever_written(self) -> None:
         held = read_committed(self.store)
-        assert list(held.items()) == list(newest_per_concept(self.written.values()).items())
+        assert list(held.items()) == list(expected_concepts(self.written.values()).items())
         for run_id in RUNS:
             expected = {name for name, one in held.items() if RUNS.index(run_id) == int(one.training_fingerprint[1])}
-            assert held.of_run(run_id) == expected
+            assert held.concepts_of_run(run_id) == expected
 
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=20, stateful_step_count=10, deadline=None)
 
 
-def test_a_listing_that_catches_neither_snapshot_is_not_believed(store):
-    """A folder that is listed while one file takes another's place may show none of them."""
+def test_listing_that_shows_no_snapshot_is_repeated(store):
+    """A listing of a folder while a file is replaced may contain neither the old nor the new one."""
     compact(store)
-    blind: Iterator[bool] = iter([True])
+    incomplete: Iterator[bool] = iter([True])
 
-    class Blind(CatalogStore):
+    class Incomplete(CatalogStore):
         def list(self, prefix: str) -> list[str]:
-            return [] if prefix == self.INDEX and next(blind, False) else super().list(prefix)
+            return [] if prefix == layout.INDEX and next(incomplete, False) else super().list(prefix)
 
-    reader = Blind.__new__(Blind)
+    reader = Incomplete.__new__(Incomplete)
     reader.__dict__.update(store.__dict__)
-    assert read_committed(reader) == newest_per_concept(HISTORY)
+    assert read_committed(reader) == expected_concepts(HISTORY)

@@ -13,6 +13,7 @@ from PIL import Image
 from persres.pipeline.catalog import schemas
 from persres.pipeline.catalog.commit_record import CommittedConcept
 from persres.pipeline.catalog.index import compact, read_committed
+from persres.pipeline.catalog.layout import AttemptPaths
 from persres.pipeline.catalog.schemas import (
     INDEX,
     MANIFEST,
@@ -26,7 +27,7 @@ from persres.pipeline.catalog.schemas import (
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.manifest.row import ManifestRow
 
-from ...support.catalog_samples import commit, drawing, planned, rendering_rows_of, residual_row, shard_of
+from ...support.catalog_factories import commit, drawing, planned, rendering_rows_of, residual_row, shard_of
 
 
 @pytest.fixture
@@ -38,11 +39,11 @@ def catalog(tmp_path):
 
 
 @pytest.mark.parametrize("schema", [MANIFEST, RESIDUALS, RENDERINGS, INDEX])
-def test_every_column_says_what_it_holds(schema):
+def test_every_column_has_a_description(schema):
     assert all(len(column.metadata[b"description"]) > 5 for column in schema)
 
 
-def test_columns_and_row_fields_are_the_same():
+def test_columns_equal_the_row_fields():
     def names(row: type) -> set[str]:
         return {column.name for column in dataclasses.fields(row)}
 
@@ -52,7 +53,7 @@ def test_columns_and_row_fields_are_the_same():
     assert set(MANIFEST.names) == names(ManifestRow) - {"row"}
 
 
-def test_rows_survive_a_parquet_file():
+def test_rows_are_read_back_from_a_parquet_file():
     concept = planned("mug-a")
     residuals = [residual_row(concept), residual_row(concept, ranks={}, metadata={}, losses=())]
     renderings = rendering_rows_of(concept)
@@ -67,7 +68,7 @@ def test_rows_survive_a_parquet_file():
         assert pq.read_schema(buffer).field("concept_id").metadata[b"description"]
 
 
-def test_files_from_before_remedies_are_read_and_have_none():
+def test_files_of_an_earlier_version_have_no_remedies():
     concept = planned("mug-a")
     for rows, table, back in (
         ([residual_row(concept)], residual_table, schemas.residual_rows),
@@ -79,7 +80,7 @@ def test_files_from_before_remedies_are_read_and_have_none():
         assert back(older) == rows and {row.remedy for row in back(older)} == {None}
 
 
-def test_a_wrong_type_is_refused_rather_than_stored():
+def test_row_with_a_wrong_type_is_refused():
     with pytest.raises((pa.ArrowException, TypeError)):
         residual_table([residual_row(planned("a"), iterations="many")])
 
@@ -96,7 +97,7 @@ def test_duckdb_reads_renderings_and_residuals(catalog):
     assert ranks == [("mug-a", 8), ("mug-b", 8), ("mug-c", 8)]
 
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "data-contracts.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "data-contracts.md"
 
 
 def sql_of_the_document(catalog: Path) -> list[str]:
@@ -110,7 +111,7 @@ def test_duckdb_finds_the_committed_rows_among_those_of_older_runs_and_dead_atte
     """The same choice of rows that `read_committed` makes, in plain SQL over index, records and data files."""
     duckdb = pytest.importorskip("duckdb")
     store = CatalogStore(str(catalog))
-    store.delete(store.commit_record("run-1", shard_of(planned("mug-c")).shard_id, "001"))
+    store.delete(AttemptPaths("run-1", shard_of(planned("mug-c")).shard_id, "001").record)
     compact(store)
     commit(store, shard_of(planned("mug-a", rendering="r2", training="t2")), run_id="run-2")
     commit(store, shard_of(planned("mug-b")), attempt="002")

@@ -1,4 +1,4 @@
-"""Any operations in any order on a store that fails now and then, against a dictionary that says what it must hold."""
+"""Any sequence of operations on a store with transient errors, against a dictionary as its model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tenacity import wait_none
 
 from persres.core.errors import StoreError
 from persres.pipeline.catalog.store import CatalogStore
-from persres.pipeline.storage import retry as store_patience
+from persres.pipeline.storage import retry
 
-from ...support.catalog_samples import memory_store
+from ...support.catalog_factories import memory_store
 from ...support.faulty_stores import faulty
 
 PATHS = st.sampled_from(["commits/a.json", "commits/deep/b.json", "residuals/c.parquet", "residuals-of-another/d"])
@@ -23,20 +23,20 @@ PREFIXES = st.sampled_from(["", "commits/", "commits", "commits/deep/", "residua
 
 
 class Store(RuleBasedStateMachine):
-    """Operations meet faults at places that Hypothesis chooses, and patience mends all of them."""
+    """Operations fail where Hypothesis chooses; retries succeed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model: dict[str, bytes] = {}
         self.patched = pytest.MonkeyPatch()
-        self.patched.setattr(store_patience, "_PAUSES", wait_none())
+        self.patched.setattr(retry, "_BACKOFF", wait_none())
         self.folder = tempfile.mkdtemp()
 
     @initialize(on_disk=st.booleans(), faults=st.lists(st.sampled_from([None, None, "before", "after"]), max_size=40))
     def open(self, on_disk: bool, faults: list) -> None:
-        self.quiet = CatalogStore(self.folder) if on_disk else memory_store()
+        self.faultless = CatalogStore(self.folder) if on_disk else memory_store()
         plan = dict(enumerate(faults))
-        self.store, _ = faulty(self.quiet, plan.get, self.patched, patience_s=3600)
+        self.store, _ = faulty(self.faultless, plan.get, self.patched, retry_s=3600)
 
     @rule(path=PATHS, data=st.binary(max_size=8))
     def write(self, path: str, data: bytes) -> None:
@@ -78,9 +78,9 @@ class Store(RuleBasedStateMachine):
         assert self.store.read_many(expected) == expected
 
     @invariant()
-    def nothing_is_left_lying_about(self) -> None:
-        if hasattr(self, "quiet"):
-            sizes = {path: state.size for path, state in self.quiet.stat_all(hidden=True).items()}
+    def store_holds_exactly_the_model(self) -> None:
+        if hasattr(self, "faultless"):
+            sizes = {path: state.size for path, state in self.faultless.stat_all(hidden=True).items()}
             assert sizes == {path: len(data) for path, data in self.model.items()}
 
     def teardown(self) -> None:

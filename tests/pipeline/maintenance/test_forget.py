@@ -1,10 +1,11 @@
-"""A forgotten concept is nowhere; all others are as they were, wherever the forgetting is cut off."""
+"""A forgotten concept leaves no trace, and all others stay unchanged, even if `forget` is killed."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from persres.core.errors import InvalidInput, StoreError
 from persres.pipeline.catalog.index import compact, read_committed
+from persres.pipeline.catalog.layout import AttemptPaths, RunPaths
 from persres.pipeline.catalog.results import read_residual_row
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.maintenance.forget import forget
@@ -21,52 +23,35 @@ from persres.pipeline.maintenance.traces import find_traces
 from persres.pipeline.maintenance.verify import verify
 
 from ...support.catalog_digest import concept_digests
-from ...support.catalog_samples import memory_store, planned
-from ...support.s3_server import s3_server
-from ...support.upkeep_samples import (
+from ...support.catalog_factories import memory_store, planned
+from ...support.catalog_history import (
     RUNS,
-    dead_attempt,
-    history,
-    in_class,
-    rendered_again,
-    texts_of,
-    trained,
+    commit_rerendered,
+    commit_trained,
+    lost_attempt,
+    object_texts,
+    with_macro_class,
     write_documents,
+    write_history,
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with s3_server() as running:
-        yield running.environment
-
-
-def made(kind: str, request: pytest.FixtureRequest) -> CatalogStore:
-    name = request.getfixturevalue("tmp_path")
-    if kind == "disk":
-        return CatalogStore(str(name / "catalog"))
-    if kind == "memory":
-        return memory_store()
-    import s3fs
-
-    for variable, value in request.getfixturevalue("server").items():
-        request.getfixturevalue("monkeypatch").setenv(variable, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    return CatalogStore(f"s3://catalogs/{name.name}")
+def local_store(kind: str, folder: Path) -> CatalogStore:
+    return CatalogStore(str(folder / "catalog")) if kind == "disk" else memory_store()
 
 
 @pytest.fixture(params=["disk", "memory"])
-def store(request) -> CatalogStore:
-    return made(request.param, request)
+def store(request, tmp_path) -> CatalogStore:
+    return local_store(request.param, tmp_path)
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])
-def any_store(request) -> CatalogStore:
-    return made(request.param, request)
+def any_store(request, tmp_path) -> CatalogStore:
+    return request.getfixturevalue("s3_store") if request.param == "s3" else local_store(request.param, tmp_path)
 
 
 def assert_no_trace(store: CatalogStore, *names: str) -> None:
-    for path, text in texts_of(store).items():
+    for path, text in object_texts(store).items():
         for name in names:
             assert not re.search(rf"\b{name}\b", text), f"{name} is still in {path}"
 
@@ -75,9 +60,9 @@ def without(digests: dict[str, str], *names: str) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if name not in names}
 
 
-def test_every_trace_goes_and_the_others_stay_as_they_were(any_store):
+def test_forget_removes_every_trace_and_keeps_the_others(any_store):
     store = any_store
-    history(store)
+    write_history(store)
     digests = concept_digests(store)
     assert set(digests) == {"anna", "ben", "cleo", "dora"}
 
@@ -90,21 +75,21 @@ def test_every_trace_goes_and_the_others_stay_as_they_were(any_store):
     assert set(read_committed(store)) == {"ben", "cleo", "dora"}
 
 
-def test_a_compacted_catalog_forgets_as_well_and_can_go_on(any_store):
+def test_forget_works_on_a_compacted_catalog(any_store):
     store = any_store
-    history(store)
+    write_history(store)
     compact(store)
     digests = concept_digests(store)
     forget(store, ["anna", "dora"])
     assert_no_trace(store, "anna", "dora", "somebody")
     assert concept_digests(store) == without(digests, "anna", "dora")
-    trained(store, planned("anna"), run=2, attempt="007")
+    commit_trained(store, planned("anna"), run=2, attempt="007")
     assert concept_digests(store).keys() == {"anna", "ben", "cleo"}
 
 
-def test_rewritten_files_differ_in_the_missing_rows_alone(store):
+def test_forget_rewrites_files_without_other_changes(store):
     concepts = [planned(f"c{number}") for number in range(9)]
-    record = trained(store, *concepts)
+    record = commit_trained(store, *concepts)
     before = {kind: pq.ParquetFile(io.BytesIO(store.read(path))) for kind, path in record.files.items()}
     forget(store, ["c3"])
     kept = read_committed(store)
@@ -123,8 +108,8 @@ def test_rewritten_files_differ_in_the_missing_rows_alone(store):
         assert sizes == ([[1] * 9, [1] * 8] if kind == "residuals" else [[16, 16, 4], [16, 16]])
 
 
-def test_forgetting_all_leaves_an_empty_catalog(store):
-    history(store)
+def test_forget_of_all_leaves_an_empty_catalog(store):
+    write_history(store)
     forget(store, ["anna", "ben", "cleo", "dora", "emil"])
     assert_no_trace(store, "anna", "ben", "cleo", "dora", "emil", "somebody")
     assert len(read_committed(store)) == 0
@@ -133,33 +118,33 @@ def test_forgetting_all_leaves_an_empty_catalog(store):
     }  # fmt: skip
 
 
-def test_a_concept_that_only_failed_is_forgotten_too(store):
-    history(store)
+def test_forget_removes_a_concept_that_only_failed(store):
+    write_history(store)
     digests = concept_digests(store)
     forget(store, ["emil"])
     assert_no_trace(store, "emil")
     assert concept_digests(store) == digests
 
 
-def test_what_only_a_dead_attempt_left_is_forgotten_too(store):
-    trained(store, planned("ben"))
-    files = dead_attempt(store, planned("anna"), planned("ben"))
+def test_forget_removes_what_a_lost_attempt_left(store):
+    commit_trained(store, planned("ben"))
+    files = lost_attempt(store, planned("anna"), planned("ben"))
     forgotten = forget(store, ["anna"])
     assert (forgotten.rewritten, forgotten.removed) == (0, 2)
     assert not set(files) & set(store.list(""))
     assert set(read_committed(store)) == {"ben"}
 
 
-def test_an_unknown_concept_is_named_with_those_near_it_and_nothing_is_removed(store):
-    history(store)
+def test_forget_of_an_unknown_concept_names_near_ids_and_removes_nothing(store):
+    write_history(store)
     there = store.list("")
     with pytest.raises(InvalidInput, match=r"no trace of annna \(did you mean anna\?\); zoe\. Fix:"):
         forget(store, ["annna", "ben", "zoe"])
     assert store.list("") == there
 
 
-def test_looking_for_traces_changes_nothing_and_names_them_all(store):
-    history(store)
+def test_find_traces_changes_nothing_and_finds_all(store):
+    write_history(store)
     there = store.read_many(store.list(""))
     traces = find_traces(store, ["anna"])
     assert (len(traces.shared), len(traces.own), traces.recorded, traces.unknown) == (2, 3, {"anna"}, ())
@@ -172,19 +157,19 @@ def test_looking_for_traces_changes_nothing_and_names_them_all(store):
     assert store.read_many(store.list("")) == there
 
 
-def test_half_objects_of_killed_writers_go_too(tmp_path):
+def test_forget_removes_partial_objects_of_killed_writers(tmp_path):
     store = CatalogStore(str(tmp_path / "catalog"))
-    history(store)
+    write_history(store)
     (tmp_path / "catalog/residuals/.x.parquet.0.tmp").write_bytes(b"anna")
-    store.write(store.commit_record("r", "s", "1"), b'{"concepts": [{"concept_id": "anna')
-    store.write(store.residual_file("r", "s", "1"), b"PAR1 anna")
+    store.write(AttemptPaths("r", "s", "1").record, b'{"concepts": [{"concept_id": "anna')
+    store.write(AttemptPaths("r", "s", "1").residuals, b"PAR1 anna")
     forget(store, ["anna"])
     found = [path for path in (tmp_path / "catalog").rglob("*") if path.is_file() and b"anna" in path.read_bytes()]
     assert not found
 
 
-def test_a_damaged_file_with_others_in_it_stops_before_anything_is_changed(store):
-    record = trained(store, planned("anna"), planned("ben"))
+def test_forget_stops_at_a_damaged_file_with_others_before_any_change(store):
+    record = commit_trained(store, planned("anna"), planned("ben"))
     data = bytearray(store.read(record.files["residuals"]))
     data[40] ^= 0xFF
     store.write(record.files["residuals"], bytes(data))
@@ -196,9 +181,9 @@ def test_a_damaged_file_with_others_in_it_stops_before_anything_is_changed(store
     assert_no_trace(store, "anna", "ben")
 
 
-def test_a_file_that_is_missing_already_stops_nobody(store):
-    record = trained(store, planned("anna"))
-    trained(store, planned("ben"), attempt="002")
+def test_forget_ignores_a_file_that_is_missing_already(store):
+    record = commit_trained(store, planned("anna"))
+    commit_trained(store, planned("ben"), attempt="002")
     store.delete(record.files["residuals"])
     forget(store, ["anna"])
     assert_no_trace(store, "anna")
@@ -206,7 +191,7 @@ def test_a_file_that_is_missing_already_stops_nobody(store):
 
 
 class Faulty(CatalogStore):
-    """A store that fails at its n-th operation, before or after it is done."""
+    """A store that crashes at its n-th operation, before or after it."""
 
     def __init__(self, store: CatalogStore, fail_at: int, *, after: bool) -> None:
         self.__dict__.update(store.__dict__)
@@ -218,7 +203,7 @@ class Faulty(CatalogStore):
             return act(*arguments, **named)
         if self._after:
             act(*arguments, **named)
-        raise PowerCut
+        raise Crash
 
     def read(self, path: str) -> bytes:
         return self._do(super().read, path)
@@ -236,11 +221,11 @@ class Faulty(CatalogStore):
         self._do(super().delete, path)
 
 
-class PowerCut(BaseException):
+class Crash(BaseException):
     pass
 
 
-def put_back(store: CatalogStore, objects: dict[str, bytes]) -> None:
+def restore(store: CatalogStore, objects: dict[str, bytes]) -> None:
     """Make a catalog hold exactly these objects."""
     for path in set(store.list("")) - objects.keys():
         store.delete(path)
@@ -250,37 +235,37 @@ def put_back(store: CatalogStore, objects: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("compacted", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_cut_off_anywhere_the_others_read_and_a_second_try_ends_it(after, compacted):
+def test_forget_killed_anywhere_keeps_the_others_and_can_be_repeated(after, compacted):
     store = memory_store()
-    history(store)
+    write_history(store)
     if compacted:
         compact(store)
     others, objects = without(concept_digests(store), "anna"), store.read_many(store.list(""))
-    cuts = 0
-    while cut_off(store, cuts + 1, after=after):
-        cuts += 1
+    crashes = 0
+    while crash_at(store, crashes + 1, after=after):
+        crashes += 1
         assert without(concept_digests(store), "anna") == others
         if not find_traces(store, ["anna"]).unknown:
             forget(store, ["anna"])
         assert_no_trace(store, "anna", "somebody")
         assert concept_digests(store) == others
-        put_back(store, objects)
-    assert cuts > 30
+        restore(store, objects)
+    assert crashes > 30
 
 
-def cut_off(store: CatalogStore, operation: int, *, after: bool) -> bool:
-    """A forgetting of anna that dies at its n-th operation; False if it had no so many."""
+def crash_at(store: CatalogStore, operation: int, *, after: bool) -> bool:
+    """Crash at the n-th operation of `forget`; False if it has fewer."""
     try:
         forget(Faulty(store, operation, after=after), ["anna"])
-    except PowerCut:
+    except Crash:
         return True
     return False
 
 
-def test_an_attempt_that_commits_meanwhile_is_forgotten_as_well():
-    """A worker of a dead run commits between the search and the end: the next pass finds it."""
+def test_forget_removes_what_is_committed_meanwhile():
+    """A worker of a lost run commits between the search and the end; the next pass finds it."""
     store = memory_store()
-    history(store)
+    write_history(store)
     others = without(concept_digests(store), "anna")
     calls = 0
 
@@ -288,7 +273,7 @@ def test_an_attempt_that_commits_meanwhile_is_forgotten_as_well():
         nonlocal calls
         calls += 1
         if calls == 3:
-            trained(store, planned("anna"), planned("fred"), run=1, attempt="005")
+            commit_trained(store, planned("anna"), planned("fred"), run=1, attempt="005")
 
     forget(store, ["anna"], check=straggler)
     assert_no_trace(store, "anna")
@@ -296,22 +281,22 @@ def test_an_attempt_that_commits_meanwhile_is_forgotten_as_well():
     assert read_residual_row(store, read_committed(store)["fred"]).concept_id == "fred"
 
 
-def test_somebody_who_never_stops_committing_is_named():
+def test_forget_gives_up_on_a_process_that_keeps_committing():
     store = memory_store()
-    trained(store, planned("anna"))
+    commit_trained(store, planned("anna"))
     attempts = iter(range(2, 1000))
 
     def restless() -> None:
         if "anna" not in read_committed(store):
-            trained(store, planned("anna"), attempt=f"{next(attempts):03}")
+            commit_trained(store, planned("anna"), attempt=f"{next(attempts):03}")
 
-    with pytest.raises(StoreError, match="somebody keeps writing"):
+    with pytest.raises(StoreError, match="keeps committing"):
         forget(store, ["anna"], check=restless)
 
 
-def test_a_lost_lease_ends_it_before_the_next_change():
+def test_forget_stops_when_the_lease_is_lost():
     store = memory_store()
-    history(store)
+    write_history(store)
     there = store.read_many(store.list(""))
 
     def lost() -> None:
@@ -322,13 +307,13 @@ def test_a_lost_lease_ends_it_before_the_next_change():
     assert store.read_many(store.list("")) == there
 
 
-def test_concepts_with_names_like_common_words_take_no_others_with_them():
+def test_forget_of_ids_like_common_words_keeps_the_others():
     store = memory_store()
-    trained(store, planned("mug"), planned("mug-1"), planned("mug."))
+    commit_trained(store, planned("mug"), planned("mug-1"), planned("mug."))
     write_documents(store, 0, names=("mug", "mug-1", "mug."))
     forget(store, ["mug"])
     assert set(read_committed(store)) == {"mug-1", "mug."}
-    plan = store.read(store.run_file(RUNS[0], "plan.json")).decode()
+    plan = store.read(RunPaths(RUNS[0]).plan).decode()
     assert '"mug-1"' in plan and '"mug."' in plan and '"mug"' not in plan
 
 
@@ -341,17 +326,19 @@ moves = st.lists(
 
 @settings(max_examples=25)
 @given(moves, st.sets(st.sampled_from(NAMES), min_size=1))
-def test_after_any_history_any_concepts_can_be_forgotten(moves, unwanted):
+def test_forget_works_after_any_history(moves, unwanted):
     store = memory_store()
-    trained(store, *(in_class(planned(name), f"class-{name}") for name in NAMES))
+    commit_trained(store, *(with_macro_class(planned(name), f"class-{name}") for name in NAMES))
     for number, (what, names) in enumerate(moves):
         if what == "compact":
             compact(store)
         elif what == "render":
-            rendered_again(store, *sorted(names), run=number % 3, rendering=f"r{number}")
+            commit_rerendered(store, *sorted(names), run=number % 3, rendering=f"r{number}")
         else:
-            concepts = [in_class(planned(name, training=f"t{number}"), f"class-{name}") for name in sorted(names)]
-            act = trained if what == "train" else dead_attempt
+            concepts = [
+                with_macro_class(planned(name, training=f"t{number}"), f"class-{name}") for name in sorted(names)
+            ]
+            act = commit_trained if what == "train" else lost_attempt
             act(store, *concepts, run=number % 3, attempt=f"1{number:02}")
     digests = concept_digests(store)
     forget(store, unwanted)
@@ -359,4 +346,4 @@ def test_after_any_history_any_concepts_can_be_forgotten(moves, unwanted):
     assert find_traces(store, unwanted).unknown == tuple(sorted(unwanted))
     assert_no_trace(store, *(f"class-{name}" for name in unwanted))
     assert verify(store).clean
-    put_back(store, {})  # what is in memory is listed by the stores of later examples too
+    restore(store, {})  # all catalogs in memory share one listing

@@ -1,5 +1,3 @@
-"""What a run wrote about itself, without some concepts: they are gone, and the rest says what it said."""
-
 from __future__ import annotations
 
 import json
@@ -8,43 +6,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persres.pipeline.maintenance.redact import document_without, naming_documents
+from persres.pipeline.catalog.layout import RunPaths
+from persres.pipeline.maintenance.redact import find_documents, redact_document
 
-from ...support.catalog_samples import memory_store
-from ...support.upkeep_samples import RUNS, write_documents
+from ...support.catalog_factories import memory_store
+from ...support.catalog_history import RUNS, write_documents
 
 
 def without(path: str, document: object, *concept_ids: str):
-    left = document_without(path, json.dumps(document).encode(), concept_ids)
+    left = redact_document(path, json.dumps(document).encode(), concept_ids)
     return None if left is None else json.loads(left)
 
 
-def test_a_plan_lists_the_others():
+def test_redacted_plan_lists_the_others():
     plan = {"train": ["a", "b"], "render_only": [], "removed": ["c", "a"], "current": 3, "manifest": "s3://x/a.parquet"}
     assert without("plan.json", plan, "a") == {**plan, "train": ["b"], "removed": ["c"]}
 
 
-def test_failures_and_incidents_about_a_concept_go():
+def test_redacted_failures_and_incidents_do_not_name_the_concept():
     document = {
         "failures": [{"concept_id": "a", "reason": "gone"}, {"concept_id": "b", "reason": "not a mug"}],
-        "incidents": ["worker died with a, b in hand", "pack size reduced", "shard of b lost."],
+        "incidents": ["worker was lost with a, b", "pack size reduced", "shard of b lost."],
     }
     left = without("failures.json", document, "a", "mug")
     assert left == {"failures": document["failures"][1:], "incidents": ["pack size reduced", "shard of b lost."]}
     assert without("failures.json", left, "b")["incidents"] == ["pack size reduced"]
 
 
-def test_a_summary_still_adds_up():
+def test_redacted_summary_still_adds_up():
     failed = [{"concept_id": name} for name in "abc"]
     summary = {"rows": 9, "committed": 4, "current": 2, "failed": failed}
     assert without("summary.json", summary, "a", "c", "x") == {**summary, "rows": 7, "failed": failed[1:2]}
 
 
-def test_objects_keyed_by_a_concept_lose_the_key():
+def test_redacted_objects_lose_the_concepts_key():
     assert without("x.json", {"seconds": {"a": 1, "b": {"c": [["a"]]}}}, "a") == {"seconds": {"b": {"c": [[]]}}}
 
 
-def test_a_log_loses_the_lines_about_a_concept_and_its_id_from_lists():
+def test_redacted_log_loses_lines_about_the_concept_and_its_id_in_lists():
     events = [
         {"event": "shard_ended", "text": "shard s1: 2 concepts committed", "concepts": ["a", "b"]},
         {"event": "concept_failed", "concept_id": "a", "text": "concept a failed (load): gone"},
@@ -53,19 +52,19 @@ def test_a_log_loses_the_lines_about_a_concept_and_its_id_from_lists():
     ]
     log = "".join(json.dumps(event) + "\n" for event in events) + '{"event": "cut o'
     store = memory_store()
-    store.write(store.run_file("r", "log.jsonl"), log.encode())
-    assert dict(naming_documents(store, {"a", "b", "c"})) == {"runs/r/log.jsonl": {"a", "b"}}
-    left = document_without("log.jsonl", log.encode(), ["a"])
+    store.write(RunPaths("r").log, log.encode())
+    assert dict(find_documents(store, {"a", "b", "c"})) == {"runs/r/log.jsonl": {"a", "b"}}
+    left = redact_document("log.jsonl", log.encode(), ["a"])
     assert left is not None
     kept = [json.loads(line) for line in left.decode().splitlines()]
     assert kept == [{**events[0], "concepts": ["b"]}, events[3]]
-    store.write(store.run_file("r", "log.jsonl"), left)
-    assert not dict(naming_documents(store, {"a"}))
+    store.write(RunPaths("r").log, left)
+    assert not dict(find_documents(store, {"a"}))
 
 
-def test_what_is_no_json_or_damaged_is_to_be_removed():
-    assert document_without("report.html", b"<h3>a</h3>", ["a"]) is None
-    assert document_without("plan.json", b'{"train": ["a"', ["a"]) is None
+def test_document_that_is_no_json_is_removed():
+    assert redact_document("report.html", b"<h3>a</h3>", ["a"]) is None
+    assert redact_document("plan.json", b'{"train": ["a"', ["a"]) is None
 
 
 @pytest.mark.parametrize(
@@ -78,21 +77,21 @@ def test_what_is_no_json_or_damaged_is_to_be_removed():
         ('<img src="data:image/webp;base64,AAAA/mug1+mug1/x==">', set()),
     ],
 )
-def test_a_page_names_whole_ids_only_and_pictures_name_nobody(page, named):
+def test_report_names_whole_ids_only_and_images_name_none(page, named):
     store = memory_store()
-    store.write(store.run_file("r", "report.html"), page.encode())
-    found = dict(naming_documents(store, {"mug-1", "mug-2", "mug1"}))
+    store.write(RunPaths("r").report, page.encode())
+    found = dict(find_documents(store, {"mug-1", "mug-2", "mug1"}))
     assert found == ({"runs/r/report.html": named} if named else {})
 
 
-def test_pages_come_before_plans_and_specs_are_left_alone():
+def test_find_documents_yields_reports_before_plans_and_no_specs():
     store = memory_store()
     for run in range(3):
         write_documents(store, run, names=("a", "b"), failed=("c",))
-        store.write(store.run_file(RUNS[run], "spec.yaml"), b"base_model: a\n")
-    names = [path.rsplit("/", 1)[-1] for path, _ in naming_documents(store, {"a"})]
+        store.write(RunPaths(RUNS[run]).spec, b"base_model: a\n")
+    names = [path.rsplit("/", 1)[-1] for path, _ in find_documents(store, {"a"})]
     assert names == ["report.html"] * 3 + ["failures.json", "plan.json"] * 3
-    assert {path.rsplit("/", 1)[-1] for path, found in naming_documents(store, {"c"}) if found == {"c"}} == {
+    assert {path.rsplit("/", 1)[-1] for path, found in find_documents(store, {"c"}) if found == {"c"}} == {
         "plan.json", "failures.json", "summary.json"
     }  # fmt: skip
 
@@ -110,13 +109,13 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=5), st.sets(ids, min_size=1))
-def test_a_document_names_nobody_afterwards_and_a_second_time_changes_nothing(items, unwanted):
+def test_redaction_is_complete_and_idempotent(items, unwanted):
     store = memory_store()
-    path = store.run_file("r", "plan.json")
+    path = RunPaths("r").plan
     store.write(path, json.dumps({"items": items}).encode())
-    once = document_without(path, store.read(path), unwanted)
+    once = redact_document(path, store.read(path), unwanted)
     assert once is not None
     store.write(path, once)
-    assert list(naming_documents(store, unwanted)) == []
-    assert document_without(path, once, unwanted) == once
+    assert list(find_documents(store, unwanted)) == []
+    assert redact_document(path, once, unwanted) == once
     store.delete(path)

@@ -1,5 +1,3 @@
-"""Whatever happens to an object of a catalog, reading it back says so: which concept, which file, what to do."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -13,12 +11,13 @@ import pytest
 
 from persres.core.errors import StoreUnavailable
 from persres.pipeline.catalog.index import compact, read_committed
+from persres.pipeline.catalog.layout import AttemptPaths
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.maintenance.forget import forget
 from persres.pipeline.maintenance.verify import Verification, verify
 
-from ...support.catalog_samples import memory_store, planned
-from ...support.upkeep_samples import RUNS, dead_attempt, history, rendered_again, trained
+from ...support.catalog_factories import memory_store, planned
+from ...support.catalog_history import RUNS, commit_rerendered, commit_trained, lost_attempt, write_history
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -30,8 +29,8 @@ def faults(found: Verification) -> set[tuple[str, str, str]]:
     return {(one.concept_id, one.file, one.fault) for one in found.findings}
 
 
-def test_a_catalog_as_it_was_committed_is_clean(store):
-    history(store)
+def test_verify_of_an_intact_catalog_is_clean(store):
+    write_history(store)
     for _ in range(2):
         found = verify(store)
         assert found.clean and found.findings == ()
@@ -40,17 +39,17 @@ def test_a_catalog_as_it_was_committed_is_clean(store):
     assert found.files == 6
 
 
-def test_progress_counts_the_files(store):
-    history(store)
+def test_verify_progress_counts_the_files(store):
+    write_history(store)
     seen = []
     found = verify(store, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(number, found.files) for number in range(1, found.files + 1)]
 
 
-def test_what_nobody_needs_is_told_and_is_no_fault(store):
-    trained(store, planned("a"))
-    dead = dead_attempt(store, planned("a"))
-    torn = store.commit_record("r", "s", "1")
+def test_verify_lists_garbage_as_no_fault(store):
+    commit_trained(store, planned("a"))
+    dead = lost_attempt(store, planned("a"))
+    torn = AttemptPaths("r", "s", "1").record
     store.write(torn, b"{")
     found = verify(store)
     assert found.clean
@@ -58,9 +57,9 @@ def test_what_nobody_needs_is_told_and_is_no_fault(store):
 
 
 @pytest.mark.parametrize("kind", ["residuals", "renderings"])
-def test_a_missing_file_is_missing_for_each_of_its_concepts(store, kind):
-    record = trained(store, planned("a"), planned("b"))
-    trained(store, planned("c"), attempt="002")
+def test_verify_finds_a_missing_file_for_each_of_its_concepts(store, kind):
+    record = commit_trained(store, planned("a"), planned("b"))
+    commit_trained(store, planned("c"), attempt="002")
     path = record.files[kind]
     store.delete(path)
     found = verify(store)
@@ -69,8 +68,8 @@ def test_a_missing_file_is_missing_for_each_of_its_concepts(store, kind):
 
 
 @pytest.mark.parametrize("kind", ["residuals", "renderings"])
-def test_a_bit_changed_anywhere_in_the_pages_is_found_unless_readers_see_no_difference(store, kind):
-    record = trained(store, planned("a"), planned("b"))
+def test_verify_finds_any_flipped_bit_that_readers_would_see(store, kind):
+    record = commit_trained(store, planned("a"), planned("b"))
     path = record.files[kind]
     whole = store.read(path)
     with pq.ParquetFile(io.BytesIO(whole)) as file:
@@ -94,8 +93,8 @@ def test_a_bit_changed_anywhere_in_the_pages_is_found_unless_readers_see_no_diff
 
 
 @pytest.mark.parametrize("size", [0, 3, 500])
-def test_a_shortened_file_is_found(store, size):
-    record = trained(store, planned("a"))
+def test_verify_finds_a_truncated_file(store, size):
+    record = commit_trained(store, planned("a"))
     path = record.files["residuals"]
     store.write(path, store.read(path)[:size])
     [finding] = verify(store).findings
@@ -108,8 +107,8 @@ def rewrite(store: CatalogStore, path: str, table: pa.Table) -> None:
     store.write(path, buffer.getvalue())
 
 
-def test_rows_that_are_not_where_the_record_says_are_found(store):
-    record = trained(store, planned("a"), planned("b"), planned("c"))
+def test_verify_finds_rows_in_another_place_than_recorded(store):
+    record = commit_trained(store, planned("a"), planned("b"), planned("c"))
     for kind, count in (("residuals", 3), ("renderings", 12)):
         path = record.files[kind]
         whole = store.read(path)
@@ -119,40 +118,40 @@ def test_rows_that_are_not_where_the_record_says_are_found(store):
         rewrite(store, path, table.slice(0, count - 1))
         assert faults(verify(store)) == {("c", path, f"the file ends before row {count}")}
         rewrite(store, path, table.drop_columns(["training_fingerprint"]))
-        assert all("not those of a catalog" in one.fault for one in verify(store).findings)
+        assert all("do not have the catalog" in one.fault for one in verify(store).findings)
         store.write(path, whole)
 
 
-def test_a_whole_file_of_another_commit_in_place_of_it_is_found(store):
-    record = trained(store, planned("a"))
-    other = trained(store, planned("a", training="t2"), run=0, attempt="002")
+def test_verify_finds_a_file_of_another_commit(store):
+    record = commit_trained(store, planned("a"))
+    other = commit_trained(store, planned("a", training="t2"), run=0, attempt="002")
     store.write(record.files["residuals"], store.read(other.files["residuals"]))
     found = {one.fault for one in verify(store).findings}
     assert any("training_fingerprint" in fault for fault in found) and any("digest" in fault for fault in found)
 
 
-def test_concepts_committed_without_digests_are_counted_and_judged_by_the_rest(store):
-    record = trained(store, planned("a"))
-    path = store.commit_record(record.run_id, record.shard_id, record.attempt)
-    told = json.loads(store.read(path))
-    for concept in told["concepts"]:
+def test_verify_counts_concepts_without_digests(store):
+    record = commit_trained(store, planned("a"))
+    path = AttemptPaths(record.run_id, record.shard_id, record.attempt).record
+    raw = json.loads(store.read(path))
+    for concept in raw["concepts"]:
         del concept["residual_digest"], concept["renderings_digest"]
-    store.write(path, json.dumps(told).encode())
+    store.write(path, json.dumps(raw).encode())
     found = verify(store)
     assert found.clean and found.without_digest == 1
 
 
-def test_a_record_that_is_wrong_is_a_finding(store):
-    record = trained(store, planned("a"))
-    path = store.commit_record(record.run_id, record.shard_id, record.attempt)
+def test_verify_finds_a_damaged_record(store):
+    record = commit_trained(store, planned("a"))
+    path = AttemptPaths(record.run_id, record.shard_id, record.attempt).record
     store.write(path, b'{"version": 1, "concepts": "none"}')
     [finding] = verify(store).findings
     assert path in finding.fault and finding.fix
 
 
-def test_a_store_out_of_reach_is_an_error_and_no_finding(tmp_path):
+def test_verify_of_an_unreachable_store_is_an_error(tmp_path):
     store = CatalogStore(str(tmp_path / "catalog"))
-    trained(store, planned("a"))
+    commit_trained(store, planned("a"))
 
     class Unreachable(CatalogStore):
         def __init__(self) -> None:
@@ -165,21 +164,21 @@ def test_a_store_out_of_reach_is_an_error_and_no_finding(tmp_path):
         verify(Unreachable())
 
 
-def test_what_a_run_or_a_forgetting_moves_meanwhile_is_looked_up_again():
+def test_verify_checks_moved_rows_again():
     store = memory_store()
-    trained(store, planned("a"), planned("b"))
+    commit_trained(store, planned("a"), planned("b"))
 
     class Busy(CatalogStore):
-        """Forgets b and renders a again just when the first data file is to be read."""
+        """Forgets b and renders a again when the first data file is read."""
 
         def __init__(self) -> None:
             self.__dict__.update(store.__dict__)
-            self.quiet = True
+            self.is_first_read = True
 
         def read(self, path: str) -> bytes:
-            if self.quiet and path.startswith("re"):
-                self.quiet = False
-                rendered_again(store, "a")
+            if self.is_first_read and path.startswith("re"):
+                self.is_first_read = False
+                commit_rerendered(store, "a")
                 forget(store, ["b"])
             return super().read(path)
 
@@ -187,12 +186,12 @@ def test_what_a_run_or_a_forgetting_moves_meanwhile_is_looked_up_again():
     assert found.clean and read_committed(store)["a"].rendering_fingerprint == "r2"
 
 
-def test_every_finding_stands_alone():
+def test_verify_findings_are_independent():
     store = memory_store()
-    record = trained(store, *(planned(name) for name in "abc"))
+    record = commit_trained(store, *(planned(name) for name in "abc"))
     for path in record.files.values():
         store.delete(path)
-    assert trained(store, planned("d"), run=1).run_id == RUNS[1]
+    assert commit_trained(store, planned("d"), run=1).run_id == RUNS[1]
     found = verify(store)
     assert [(one.concept_id, one.file) for one in found.findings] == sorted(
         (name, path) for name in "abc" for path in record.files.values()

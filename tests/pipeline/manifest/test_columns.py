@@ -10,7 +10,7 @@ STRINGS = pa.list_(pa.string())
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 
 
-def test_the_declared_schema_is_one_that_is_read():
+def test_manifest_schema_has_no_column_problems():
     assert tuple(sorted(MANIFEST.names)) == tuple(sorted(COLUMNS))
     assert not [*column_problems(MANIFEST), *missing_columns(MANIFEST.names), *unused_columns(MANIFEST.names)]
 
@@ -25,7 +25,7 @@ def test_the_declared_schema_is_one_that_is_read():
         ("metadata", [pa.null(), pa.struct({"sku": pa.int64()})], [pa.string(), STRINGS]),
     ],
 )
-def test_a_column_is_read_from_whatever_writers_make_of_it(column, good, bad):
+def test_column_accepts_the_arrow_types_that_writers_produce(column, good, bad):
     assert not [problem for kind in good for problem in column_problems(pa.schema({column: kind}))]
     for kind in bad:
         [problem] = column_problems(pa.schema({column: kind}))
@@ -33,12 +33,12 @@ def test_a_column_is_read_from_whatever_writers_make_of_it(column, good, bad):
         assert problem.fix.startswith("cast it to")
 
 
-def test_a_column_given_twice_is_one_problem():
+def test_duplicate_column_is_one_problem():
     schema = pa.schema([("seed", pa.int64()), ("seed", pa.string()), ("x", pa.string()), ("x", pa.string())])
     assert [(one.column, one.fix) for one in column_problems(schema)] == [("seed", "keep one")]
 
 
-def test_missing_and_unused_columns_are_named():
+def test_missing_and_unused_columns_are_reported_by_name():
     names = ["concept_ids", "macro_class", "__index_level_0__"]
     assert [(one.column, one.fix) for one in missing_columns(names)] == [
         ("concept_id", "rename the column 'concept_ids' to 'concept_id'"),

@@ -1,4 +1,4 @@
-"""Whatever a manifest holds, reading it ends in rows that can be worked with and problems that can be shown."""
+"""Reading a manifest never raises, whatever it holds: all rows are usable and all problems printable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from persres.core.concept import CONCEPT_ID_PATTERN, check_template
-from persres.jobs.cli.cli_text import problem_line
+from persres.jobs.cli.printing import problem_line
 from persres.pipeline.manifest.columns import COLUMNS
-from persres.pipeline.manifest.scan import ManifestReading, concept_failures, read_manifest, sound_row_count
+from persres.pipeline.manifest.scan import ParsedManifest, concept_failures, read_manifest, row_count_if_valid
 
 PROMPTS = ("a photo of a {concept}",)
 GOOD = {
@@ -43,16 +43,16 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-def read(path: Path, content: bytes) -> ManifestReading:
-    """The manifest, after what is true of every one has been checked."""
+def read(path: Path, content: bytes) -> ParsedManifest:
+    """Read a manifest and check what holds for all of them."""
     path.write_bytes(content)
-    sound_row_count(str(path))
+    row_count_if_valid(str(path))
     reading = read_manifest(path, default_prompts=PROMPTS)
     assert reading.rows or reading.problems
     for problem in reading.problems:
         assert problem.reason and problem.fix
-        shown = problem_line(problem)
-        assert shown.isprintable() and len(shown) < 2000 + len(str(path)), shown
+        line = problem_line(problem)
+        assert line.isprintable() and len(line) < 2000 + len(str(path)), line
     for warning in reading.warnings:
         assert warning.encode()
     for failure in concept_failures(reading.problems):
@@ -71,20 +71,20 @@ def read(path: Path, content: bytes) -> ManifestReading:
 @example(b"{" * 50_000)
 @example(b'{"a":' * 50_000)
 @pytest.mark.parametrize("name", ["m.parquet", "m.jsonl"])
-def test_any_bytes(folder, name, content):
+def test_arbitrary_bytes_never_raise(folder, name, content):
     read(folder / name, content)
 
 
 @given(st.lists(rows, min_size=1, max_size=4))
 @settings(max_examples=200)
-def test_any_json_lines(folder, values):
+def test_arbitrary_json_lines_give_one_row_each(folder, values):
     reading = read(folder / "m.jsonl", "\n".join(map(json.dumps, values)).encode())
     assert reading.row_count == len(values)
 
 
 @given(st.data())
 @settings(max_examples=150)
-def test_a_good_parquet_file_with_bytes_changed(folder, data):
+def test_corrupted_parquet_never_raises(folder, data):
     pq.write_table(pa.Table.from_pylist([GOOD] * 3), folder / "good.parquet")
     content = bytearray((folder / "good.parquet").read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
@@ -104,7 +104,7 @@ TYPES = [
 
 @st.composite
 def tables(draw: st.DrawFn) -> pa.Table:
-    """A table of some of the columns and others, of types that fit and types that do not."""
+    """A table with some of the manifest columns and others, of valid and invalid types."""
     names = draw(st.lists(st.sampled_from([*COLUMNS, "other", ""]), min_size=1, max_size=6))
     count = draw(st.integers(0, 3))
     arrays = []
@@ -141,6 +141,6 @@ def _value(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 @given(tables())
 @settings(max_examples=200)
-def test_any_table(folder, table):
+def test_arbitrary_table_never_raises(folder, table):
     pq.write_table(table, folder / "table.parquet")
     read(folder / "m.parquet", (folder / "table.parquet").read_bytes())

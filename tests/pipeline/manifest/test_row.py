@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persres.core.concept import CONCEPT_ID_PATTERN
-from persres.pipeline.manifest.row import ReferenceSource, parent_folder, parse_row, resolve, without_credentials
+from persres.pipeline.manifest.row import ReferenceSource, parent_folder, parse_row, resolve_uri
+from persres.pipeline.storage.uri import without_credentials
 
 GOOD: dict[str, Any] = {"concept_id": "mug-1", "macro_class": "mug", "reference_images": ["a.png"]}
 
@@ -18,7 +19,7 @@ def parse(**changes: Any):
     return parse_row(GOOD | changes, row=3, folder="/data", default_prompts=["a {concept}"])
 
 
-def test_a_good_row_is_read_without_problems():
+def test_valid_row_is_parsed_without_problems():
     row, problems = parse(prompts=["the {concept} at sea"], seed=7, metadata={"sku": "9", "none": None, "size": 3})
 
     assert problems == []
@@ -43,8 +44,8 @@ def test_a_good_row_is_read_without_problems():
         ({"macro_class": "mug\x00"}, "macro_class", "concept", "a control character"),
         ({"macro_class": "m" * 201}, "macro_class", "concept", "201 characters long"),
         ({"reference_images": ["a\n.png"]}, "reference_images", "concept", "a control character"),
-        ({"prompts": ["{concept} \ud800"]}, "prompts", "concept", "half a character"),
-        ({"metadata": {"\ud800": "a"}}, "metadata", "concept", "half a character"),
+        ({"prompts": ["{concept} \ud800"]}, "prompts", "concept", "a lone surrogate"),
+        ({"metadata": {"\ud800": "a"}}, "metadata", "concept", "a lone surrogate"),
         ({"seed": 10**400}, "seed", "concept", "whole number"),
         ({"reference_images": None}, "reference_images", "concept", "is missing"),
         ({"reference_images": []}, "reference_images", "concept", "empty list"),
@@ -68,7 +69,7 @@ def test_a_good_row_is_read_without_problems():
         ({"metadata": {"a": [1]}}, "metadata", "concept", "plain value"),
     ],
 )
-def test_every_fault_names_row_column_value_and_fix(changes, column, level, reason):
+def test_problem_names_row_column_value_and_fix(changes, column, level, reason):
     _, problems = parse(**changes)
 
     assert len(problems) == 1, problems
@@ -78,25 +79,25 @@ def test_every_fault_names_row_column_value_and_fix(changes, column, level, reas
     assert problem.fix and problem.value
 
 
-def test_one_row_reports_all_its_faults():
+def test_row_reports_all_of_its_problems():
     _, problems = parse(macro_class="", reference_images=[], prompts=["a", "b"], seed=-4)
 
     assert [problem.column for problem in problems] == ["reference_images", "macro_class", "prompts", "prompts", "seed"]
     assert {problem.concept_id for problem in problems} == {"mug-1"}
 
 
-def test_a_suggested_id_is_itself_acceptable():
+def test_suggested_id_is_valid():
     _, [problem] = parse(concept_id="_shop / mug #1_")
 
     assert CONCEPT_ID_PATTERN.fullmatch(problem.fix.split("'")[1])
 
 
-def test_seeds_that_pandas_made_floats_are_read():
+def test_seed_may_be_an_integral_float_as_pandas_writes_it():
     assert parse(seed=7.0)[0].seed == 7
     assert parse(seed=float("nan"))[0].seed is None
 
 
-def test_bytes_win_over_the_path_they_came_with():
+def test_embedded_bytes_take_precedence_over_their_path():
     row, problems = parse(reference_images=[{"bytes": b"x", "path": "a.png"}, {"bytes": None, "path": "b.png"}])
 
     assert problems == []
@@ -114,7 +115,7 @@ columns = ["concept_id", "macro_class", "reference_images", "prompts", "masks", 
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, plain)))
-def test_no_value_makes_the_parser_raise(values):
+def test_parse_row_raises_for_no_value(values):
     row, problems = parse_row(values, row=0, folder="/data", default_prompts=["a {concept}"])
 
     assert problems or (row.concept_id and row.macro_class and row.reference_images and row.prompts)
@@ -134,22 +135,22 @@ def test_no_value_makes_the_parser_raise(values):
         ("file:///data/m.parquet", "a.png", "file:///data/a.png"),
     ],
 )
-def test_relative_references_start_at_the_manifests_folder(manifest, uri, expected):
-    assert resolve(uri, parent_folder(manifest)) == expected
+def test_relative_reference_starts_at_the_manifests_folder(manifest, uri, expected):
+    assert resolve_uri(uri, parent_folder(manifest)) == expected
 
 
 paths = st.lists(st.sampled_from(["a", "b.png", ".", "..", "...", "", ".x"]), min_size=1, max_size=5).map("/".join)
 
 
 @given(st.sampled_from(["", "/", "s3://", "memory://"]), paths, paths)
-def test_resolving_joins_and_shortens_whatever_the_path_looks_like(scheme, folder, uri):
-    """The same as joining and normalizing in full, which `resolve` leaves out where nothing is to be shortened."""
+def test_resolve_uri_joins_and_normalizes_any_path(scheme, folder, uri):
+    """`resolve_uri` skips joining and normalizing where they change nothing."""
     prefix, root = ("", scheme + folder) if "://" not in scheme else (scheme, folder)
     expected = uri if uri.startswith("/") else prefix + posixpath.normpath(posixpath.join(root, uri))
-    assert resolve(uri, prefix + root) == expected
+    assert resolve_uri(uri, prefix + root) == expected
 
 
-def test_a_manifest_in_the_working_directory_has_that_for_a_folder():
+def test_parent_folder_of_a_bare_name_is_the_working_directory():
     assert parent_folder("m.parquet") == os.getcwd()
 
 
@@ -162,12 +163,12 @@ def test_a_manifest_in_the_working_directory_has_that_for_a_folder():
         ("https://[secret/a.png", "https://…"),
     ],
 )
-def test_labels_hide_credentials(uri, shown):
+def test_label_hides_credentials(uri, shown):
     assert without_credentials(uri) == shown
     assert ReferenceSource(uri).label == shown
 
 
-def test_embedded_images_are_labelled_by_name_or_size():
+def test_label_of_an_embedded_image_is_its_name_or_size():
     assert ReferenceSource("a.png", b"xyz").label == "a.png"
     assert ReferenceSource(None, b"xyz").label == "<3 bytes>"
     assert "xyz" not in repr(ReferenceSource(None, b"xyz"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from persres.core.errors import Problem
-from persres.pipeline.manifest.scan import concept_failures, read_manifest, sound_row_count
+from persres.pipeline.manifest.scan import concept_failures, read_manifest, row_count_if_valid
 
 PROMPTS = ("a photo of a {concept}",)
 
@@ -34,7 +34,7 @@ def read(path: Any):
     return read_manifest(path, default_prompts=PROMPTS)
 
 
-def test_a_parquet_manifest_is_read_in_order(tmp_path):
+def test_parquet_manifest_is_read_in_order(tmp_path):
     extra = {"prompts": ["a {concept} at sea"], "seed": 5, "metadata": [("sku", "9")]}
     kind = pa.map_(pa.string(), pa.string())
     table = pa.Table.from_pylist([row(n, **extra) for n in range(1000)])
@@ -43,16 +43,16 @@ def test_a_parquet_manifest_is_read_in_order(tmp_path):
     )
     pq.write_table(table, tmp_path / "m.parquet")
 
-    reading = read(tmp_path / "m.parquet")
+    manifest = read(tmp_path / "m.parquet")
 
-    assert (reading.problems, reading.warnings) == ([], [])
-    assert [r.concept_id for r in reading.rows] == [f"mug-{n}" for n in range(1000)]
-    assert [r.row for r in reading.rows] == list(range(1000))
-    assert reading.rows[999].metadata == {"sku": "9"}
-    assert reading.rows[0].reference_images[1].uri == str(tmp_path / "b.png")
+    assert (manifest.problems, manifest.warnings) == ([], [])
+    assert [r.concept_id for r in manifest.rows] == [f"mug-{n}" for n in range(1000)]
+    assert [r.row for r in manifest.rows] == list(range(1000))
+    assert manifest.rows[999].metadata == {"sku": "9"}
+    assert manifest.rows[0].reference_images[1].uri == str(tmp_path / "b.png")
 
 
-def test_manifests_that_datasets_wrote_with_images_as_paths_and_as_bytes(tmp_path):
+def test_manifest_written_by_datasets_may_hold_images_as_paths_or_bytes(tmp_path):
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
     from datasets.table import embed_table_storage
@@ -77,17 +77,17 @@ def test_manifests_that_datasets_wrote_with_images_as_paths_and_as_bytes(tmp_pat
     assert first.data == picture.read_bytes() and first.label == "a.png"
 
 
-def test_a_manifest_that_pandas_wrote(tmp_path):
+def test_manifest_written_by_pandas_is_read(tmp_path):
     frame = pd.DataFrame([row(0, seed=4), row(1, seed=None)], index=["x", "y"])
     frame["macro_class"] = frame["macro_class"].astype("category")
     frame["prompts"] = None
     frame.to_parquet(tmp_path / "m.parquet")
 
-    reading = read(tmp_path / "m.parquet")
+    manifest = read(tmp_path / "m.parquet")
 
-    assert (reading.problems, reading.warnings) == ([], [])
-    assert [r.seed for r in reading.rows] == [4, None]
-    assert reading.rows[0].prompts == PROMPTS
+    assert (manifest.problems, manifest.warnings) == ([], [])
+    assert [r.seed for r in manifest.rows] == [4, None]
+    assert manifest.rows[0].prompts == PROMPTS
 
 
 def test_json_lines_give_the_same_rows_as_parquet(tmp_path):
@@ -101,16 +101,16 @@ def test_json_lines_give_the_same_rows_as_parquet(tmp_path):
     assert from_lines.rows == from_parquet.rows
 
 
-def test_a_manifest_in_an_object_store():
+def test_manifest_in_an_object_store_is_read():
     with fsspec.open("memory://sets/m.jsonl", "wb") as file:
         file.write(json.dumps(row()).encode())
 
-    reading = read("memory://sets/m.jsonl")
+    manifest = read("memory://sets/m.jsonl")
 
-    assert reading.rows[0].reference_images[0].uri == "memory://sets/a.png"
+    assert manifest.rows[0].reference_images[0].uri == "memory://sets/a.png"
 
 
-def test_all_problems_of_all_rows_are_found_in_one_pass(tmp_path):
+def test_problems_of_all_rows_are_found_in_one_pass(tmp_path):
     rows = [
         row(0),
         row(1, reference_images=[]),
@@ -120,9 +120,9 @@ def test_all_problems_of_all_rows_are_found_in_one_pass(tmp_path):
         row(4, concept_id=None, seed=-1),
     ]
 
-    reading = read(parquet(tmp_path / "m.parquet", rows))
+    manifest = read(parquet(tmp_path / "m.parquet", rows))
 
-    assert [(p.row, p.column, p.level) for p in reading.problems] == [
+    assert [(p.row, p.column, p.level) for p in manifest.problems] == [
         (1, "reference_images", "concept"),
         (2, "concept_id", "manifest"),
         (3, "macro_class", "concept"),
@@ -131,31 +131,31 @@ def test_all_problems_of_all_rows_are_found_in_one_pass(tmp_path):
         (5, "concept_id", "manifest"),
         (5, "seed", "concept"),
     ]
-    assert "row 0" in reading.problems[1].reason
-    assert [r.row for r in reading.rows] == [0]
-    assert [r.row for r in reading.faulty_rows] == [1, 2, 3, 4, 5]
-    assert reading.row_count == 6 and len(reading.manifest_problems) == 3
+    assert "row 0" in manifest.problems[1].reason
+    assert [r.row for r in manifest.rows] == [0]
+    assert [r.row for r in manifest.invalid_rows] == [1, 2, 3, 4, 5]
+    assert manifest.row_count == 6 and len(manifest.manifest_problems) == 3
 
 
-def test_missing_and_misspelled_columns_are_named_once_and_the_rest_still_checked(tmp_path):
+def test_missing_column_is_reported_once_and_the_others_are_checked(tmp_path):
     rows = [{"concept_id": f"c{n}", "referense_images": ["a.png"], "macro_class": "", "shelf": 4} for n in range(3)]
 
     for path in (parquet(tmp_path / "m.parquet", rows), tmp_path / "m.jsonl"):
         if not path.exists():
             path.write_text("\n".join(map(json.dumps, rows)))
-        reading = read(path)
+        manifest = read(path)
 
-        missing = [p for p in reading.problems if p.level == "manifest"]
+        missing = [p for p in manifest.problems if p.level == "manifest"]
         assert [(p.column, p.row, p.fix) for p in missing] == [
             ("reference_images", None, "rename the column 'referense_images' to 'reference_images'")
         ]
-        assert [(p.row, p.column) for p in reading.problems if p.level == "concept"] == [
+        assert [(p.row, p.column) for p in manifest.problems if p.level == "concept"] == [
             (n, "macro_class") for n in range(3)
         ]
-        assert len(reading.warnings) == 2 and "'shelf'" in reading.warnings[1]
+        assert len(manifest.warnings) == 2 and "'shelf'" in manifest.warnings[1]
 
 
-def test_wrong_column_types_are_one_problem_each(tmp_path):
+def test_column_of_the_wrong_type_is_one_problem(tmp_path):
     values = {
         "concept_id": 7,
         "macro_class": 1.5,
@@ -165,10 +165,10 @@ def test_wrong_column_types_are_one_problem_each(tmp_path):
         "metadata": "m",
     }
 
-    reading = read(parquet(tmp_path / "m.parquet", [values] * 3))
+    manifest = read(parquet(tmp_path / "m.parquet", [values] * 3))
 
-    assert {(p.column, p.row, p.level) for p in reading.problems} == {(name, None, "manifest") for name in values}
-    assert next(p for p in reading.problems if p.column == "concept_id").value == "int64"
+    assert {(p.column, p.row, p.level) for p in manifest.problems} == {(name, None, "manifest") for name in values}
+    assert next(p for p in manifest.problems if p.column == "concept_id").value == "int64"
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ def test_wrong_column_types_are_one_problem_each(tmp_path):
         ("m", b"", "file type ''"),
     ],
 )
-def test_a_file_that_is_no_manifest_is_one_problem(tmp_path, name, content, reason):
+def test_file_that_is_not_a_manifest_is_one_problem(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
 
-    reading = read(tmp_path / name)
+    manifest = read(tmp_path / name)
 
-    assert [(p.level, reason in p.reason) for p in reading.problems] == [("manifest", True)], reading.problems
-    assert reading.problems[0].fix and not reading.rows
+    assert [(p.level, reason in p.reason) for p in manifest.problems] == [("manifest", True)], manifest.problems
+    assert manifest.problems[0].fix and not manifest.rows
 
 
-def test_no_file_and_no_rows(tmp_path):
+def test_missing_file_and_manifest_without_rows_are_problems(tmp_path):
     schema = pa.schema(
         {"concept_id": pa.string(), "macro_class": pa.string(), "reference_images": pa.list_(pa.string())}
     )
@@ -203,33 +203,33 @@ def test_no_file_and_no_rows(tmp_path):
     assert "no rows" in read(parquet(tmp_path / "empty.parquet", [], schema)).problems[0].reason
 
 
-def test_a_file_cut_off_in_the_middle_keeps_the_rows_before(tmp_path):
+def test_corrupted_parquet_is_a_manifest_problem(tmp_path):
     path = parquet(tmp_path / "m.parquet", [row(n) for n in range(2000)])
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 4000] = b"\xff" * 4000
     path.write_bytes(data)
 
-    reading = read(path)
+    manifest = read(path)
 
-    assert reading.manifest_problems and "cannot be read" in reading.problems[0].reason
-
-
-def test_masks_are_said_to_be_unused(tmp_path):
-    reading = read(parquet(tmp_path / "m.parquet", [row(masks=["m.png", "n.png"])]))
-
-    assert reading.problems == []
-    assert reading.warnings == ["masks are checked, but training does not use them yet"]
+    assert manifest.manifest_problems and "cannot be read" in manifest.problems[0].reason
 
 
-def test_failures_are_one_a_concept_with_all_reasons():
-    faults = [
+def test_masks_give_a_warning_that_they_are_unused(tmp_path):
+    manifest = read(parquet(tmp_path / "m.parquet", [row(masks=["m.png", "n.png"])]))
+
+    assert manifest.problems == []
+    assert manifest.warnings == ["masks are checked, but training does not use them yet"]
+
+
+def test_concept_failures_join_the_reasons_of_a_concept():
+    problems = [
         Problem("no image", "add one", row=1, concept_id="a", column="reference_images", value="[]"),
         Problem("no class", "add one", row=1, concept_id="a", column="macro_class", value="None"),
         Problem("duplicate", "rename", "manifest", row=2, concept_id="b"),
     ]
 
-    [failure] = concept_failures(faults)
+    [failure] = concept_failures(problems)
 
     assert (failure.concept_id, failure.stage, failure.fix) == ("a", "load", "add one")
     assert failure.reason == "no image (reference_images: []); no class (macro_class: None)"
@@ -237,7 +237,7 @@ def test_failures_are_one_a_concept_with_all_reasons():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["good", "twin", "empty", "slash"]), min_size=1, max_size=12))
-def test_every_row_is_accounted_for(tmp_path_factory, kinds):
+def test_every_row_is_valid_or_has_a_problem(tmp_path_factory, kinds):
     make = {
         "good": lambda n: row(n),
         "twin": lambda n: row(n, concept_id="twin"),
@@ -247,18 +247,18 @@ def test_every_row_is_accounted_for(tmp_path_factory, kinds):
     path = tmp_path_factory.mktemp("any") / "m.jsonl"
     path.write_text("\n".join(json.dumps(make[kind](n)) for n, kind in enumerate(kinds)))
 
-    reading = read(path)
+    manifest = read(path)
 
-    assert sorted(r.row for r in [*reading.rows, *reading.faulty_rows]) == list(range(len(kinds)))
-    assert {p.row for p in reading.problems} == {r.row for r in reading.faulty_rows}
-    assert len({r.concept_id for r in reading.rows}) == len(reading.rows)
+    assert sorted(r.row for r in [*manifest.rows, *manifest.invalid_rows]) == list(range(len(kinds)))
+    assert {p.row for p in manifest.problems} == {r.row for r in manifest.invalid_rows}
+    assert len({r.concept_id for r in manifest.rows}) == len(manifest.rows)
 
 
 ANY_ID = st.sampled_from(["a", "b", "mug-1", "", "a/b", "-a", "m" * 129]) | st.none()
 
 
 @given(st.lists(ANY_ID, min_size=1, max_size=5), st.sampled_from(["concept_id", "id"]), st.booleans())
-def test_a_quick_look_at_ids_finds_what_a_full_reading_would_refuse(tmp_path_factory, ids, column, dictionary):
+def test_row_count_if_valid_is_none_for_manifests_that_a_full_scan_refuses(tmp_path_factory, ids, column, dictionary):
     kind = pa.dictionary(pa.int32(), pa.string()) if dictionary else pa.string()
     columns = {
         column: pa.array(ids, kind),
@@ -268,15 +268,15 @@ def test_a_quick_look_at_ids_finds_what_a_full_reading_would_refuse(tmp_path_fac
     path = tmp_path_factory.mktemp("any") / "m.parquet"
     pq.write_table(pa.table(columns), path)
 
-    count = sound_row_count(str(path))
+    count = row_count_if_valid(str(path))
 
     assert (count is None) == bool(read(path).manifest_problems)
     assert count in (None, len(ids))
 
 
 @pytest.mark.parametrize("name", ["none.parquet", "m.jsonl", "text.parquet", "m.parquet?x"])
-def test_a_quick_look_at_what_it_cannot_read_says_nothing(tmp_path, name):
+def test_row_count_if_valid_is_none_for_files_it_cannot_read(tmp_path, name):
     (tmp_path / "text.parquet").write_text("text")
     (tmp_path / "m.jsonl").write_text(json.dumps(row()))
 
-    assert sound_row_count(str(tmp_path / name)) is None
+    assert row_count_if_valid(str(tmp_path / name)) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,14 +19,15 @@ from persres.pipeline.models.cache import ModelCache, checksums_in
 from persres.pipeline.models.folder import files_of_folder
 from persres.pipeline.models.resolve import resolve_model
 
-from ...support.model_samples import (
-    asked_by_this_process,
-    fetched,
-    objects_fetched,
+from ...support.model_downloads import (
+    checksum_list,
+    client_environment,
+    download_results,
+    object_downloads,
     pipeline_folder,
     s3_file_system,
     scorer_folder,
-    start_fetching,
+    start_download,
     upload,
 )
 from ...support.s3_server import BUCKET, Request, S3Server, s3_server
@@ -49,8 +49,8 @@ def s3(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     for path in fs.find(BUCKET):
         fs.rm_file(path)
     running.faults.requests.clear()
-    monkeypatch.setattr(remote_folder.RemoteFolder.__init__, "__kwdefaults__", {"patience_s": 2.0})
-    with asked_by_this_process(running, monkeypatch, tmp_path / "cache"):
+    monkeypatch.setattr(remote_folder.RemoteFolder.__init__, "__kwdefaults__", {"retry_s": 2.0})
+    with client_environment(running, monkeypatch, tmp_path / "cache"):
         yield running
 
 
@@ -67,12 +67,7 @@ def put_in_the_server(key: str, data: bytes | None) -> None:
         backend.put_object(BUCKET, key, data)
 
 
-def sums_of(folder: Path) -> str:
-    lines = (f"{hashlib.sha256(data).hexdigest()}  ./{name}\n" for name, data in contents(folder).items())
-    return "".join(lines)
-
-
-def test_the_same_model_has_one_revision_wherever_it_lies(s3, tmp_path):
+def test_model_has_one_revision_wherever_it_lies(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     (folder / "README.md").write_text("not read")
     (folder / "v1-5.ckpt").write_bytes(b"not read either")
@@ -86,10 +81,10 @@ def test_the_same_model_has_one_revision_wherever_it_lies(s3, tmp_path):
     read = {name for name in contents(folder) if "fp16" not in name} - {"README.md", "v1-5.ckpt"}
     assert contents(remote.path) == {name: contents(folder)[name] for name in read}
     assert resolve_model(remote.path).revision == local.revision, "its list of digests is none of its files"
-    assert {name for name in objects_fetched(s3) if "fp16" in name or "ckpt" in name} == set()
+    assert {name for name in object_downloads(s3) if "fp16" in name or "ckpt" in name} == set()
 
 
-def test_a_scorer_is_fetched_as_well(s3, tmp_path):
+def test_scorer_is_fetched_too(s3, tmp_path):
     folder = scorer_folder(tmp_path / "here")
 
     found = resolve_model(upload(s3, folder), role="scorer")
@@ -98,13 +93,13 @@ def test_a_scorer_is_fetched_as_well(s3, tmp_path):
     assert contents(found.path) == contents(folder)
 
 
-def test_what_has_been_fetched_is_found_by_its_listing(s3, tmp_path):
+def test_fetched_model_is_found_by_its_listing(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
     first = resolve_model(uri)
-    before = objects_fetched(s3)
+    before = object_downloads(s3)
 
     assert resolve_model(uri) == first
-    assert objects_fetched(s3) == before
+    assert object_downloads(s3) == before
     assert max(before.values()) == 1
 
     s3.faults.requests.clear()
@@ -112,7 +107,7 @@ def test_what_has_been_fetched_is_found_by_its_listing(s3, tmp_path):
     assert not s3.faults.requests, "a pinned revision that is here is not asked for"
 
 
-def test_a_changed_object_is_another_revision(s3, tmp_path):
+def test_changed_object_is_another_revision(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
     first = resolve_model(uri)
     upload(s3, pipeline_folder(tmp_path / "changed", value=1.0))
@@ -126,7 +121,7 @@ def test_a_changed_object_is_another_revision(s3, tmp_path):
     assert resolve_model(uri, first.revision) == first, "what is here is here"
 
 
-def test_a_model_that_changes_while_it_comes_is_fetched_again(s3, tmp_path):
+def test_model_that_changes_during_the_fetch_is_fetched_again(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
     changed = pipeline_folder(tmp_path / "changed", value=1.0)
     changes = iter([True])
@@ -142,17 +137,17 @@ def test_a_model_that_changes_while_it_comes_is_fetched_again(s3, tmp_path):
     assert found.revision == resolve_model(str(changed)).revision
 
 
-def test_processes_at_once_fetch_each_object_once(s3, tmp_path):
+def test_concurrent_processes_fetch_each_object_once(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
 
-    found = fetched([start_fetching(uri, {}) for _ in range(4)])
+    found = download_results([start_download(uri, {}) for _ in range(4)])
 
     assert len(set(found)) == 1 and contents(found[0][0]) == contents(folder)
-    assert objects_fetched(s3) == {f"model/{name}": 1 for name in contents(folder)}
+    assert object_downloads(s3) == {f"model/{name}": 1 for name in contents(folder)}
 
 
-def test_a_fetch_that_was_killed_leaves_nothing_half_and_is_gone_on_with(s3, tmp_path):
+def test_killed_fetch_leaves_no_partial_model_and_is_resumed(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
     reached, go_on = threading.Event(), threading.Event()
@@ -163,41 +158,41 @@ def test_a_fetch_that_was_killed_leaves_nothing_half_and_is_gone_on_with(s3, tmp
             go_on.wait(60)
 
     s3.faults.rule = hold
-    victim = start_fetching(uri, {})
+    victim = start_download(uri, {})
     assert reached.wait(60)
-    waiting = start_fetching(uri, {})
+    waiting = start_download(uri, {})
     victim.kill()
     victim.communicate()
     go_on.set()
     assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
-    (found,) = fetched([waiting])
+    (found,) = download_results([waiting])
 
     assert contents(found[0]) == contents(folder)
-    asked = objects_fetched(s3)
+    asked = object_downloads(s3)
     assert asked.pop(f"model/{WEIGHTS}") == 2
     assert set(asked.values()) == {1}, "what had come whole was kept"
     assert not list((tmp_path / "cache" / "models" / "fetching").glob("*/*"))
 
 
-def test_planning_needs_no_weights_where_their_digests_lie_beside_them(s3, tmp_path):
+def test_planning_needs_no_weights_beside_a_checksum_file(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
-    (folder / "SHA256SUMS").write_text(sums_of(folder))
+    (folder / "SHA256SUMS").write_text(checksum_list(folder))
     uri = upload(s3, folder)
 
     planned = resolve_model(uri, weights=False)
 
     assert not planned.has_weights and planned.revision == resolve_model(str(folder)).revision
     assert contents(planned.path).keys() == {"model_index.json", "unet/config.json", "tokenizer/vocab.json"}
-    assert f"model/{WEIGHTS}" not in objects_fetched(s3)
+    assert f"model/{WEIGHTS}" not in object_downloads(s3)
 
     whole = resolve_model(uri, planned.revision)
     assert whole.has_weights and whole.revision == planned.revision
     assert contents(whole.path) == contents(folder)
-    assert max(objects_fetched(s3).values()) == 1
+    assert max(object_downloads(s3).values()) == 1
     assert resolve_model(uri, weights=False) == whole
 
 
-def test_planning_fetches_all_where_nothing_tells_the_digests(s3, tmp_path, caplog):
+def test_planning_fetches_everything_without_a_checksum_file(s3, tmp_path, caplog):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
 
@@ -207,9 +202,9 @@ def test_planning_fetches_all_where_nothing_tells_the_digests(s3, tmp_path, capl
     assert "SHA256SUMS" in caplog.text
 
 
-def test_a_list_of_digests_that_is_wrong_is_not_believed(s3, tmp_path):
+def test_wrong_checksum_file_is_refused(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
-    (folder / "SHA256SUMS").write_text(sums_of(pipeline_folder(tmp_path / "other", value=1.0)))
+    (folder / "SHA256SUMS").write_text(checksum_list(pipeline_folder(tmp_path / "other", value=1.0)))
     uri = upload(s3, folder)
 
     with pytest.raises(InvalidInput, match=rf"{WEIGHTS} is not what SHA256SUMS beside it says"):
@@ -217,22 +212,22 @@ def test_a_list_of_digests_that_is_wrong_is_not_believed(s3, tmp_path):
     assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
 
 
-def test_lists_as_sha256sum_writes_them():
+def test_checksums_in_parses_sha256sum_output():
     digest = "0" * 64
     text = f"{digest}  ./unet/a.json\n{digest} *b c.json\r\nno digest  c\n"
     assert checksums_in(text) == {"unet/a.json": digest, "b c.json": digest}
 
 
-def test_pickles_are_refused_before_any_weights_come(s3, tmp_path):
+def test_pickles_are_refused_before_weights_are_fetched(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here", weights="model.bin"))
 
     for weights in (True, False):
         with pytest.raises(InvalidInput, match=r"only as a pickle: unet/model\.bin"):
             resolve_model(uri, weights=weights)
-    assert not [name for name in objects_fetched(s3) if name.endswith(".bin")]
+    assert not [name for name in object_downloads(s3) if name.endswith(".bin")]
 
 
-def test_what_is_no_model_says_so(s3, tmp_path):
+def test_folder_that_is_no_model_is_named(s3, tmp_path):
     with pytest.raises(InvalidInput, match=r"there is no s3://catalogs/nothing/model_index\.json"):
         resolve_model(f"s3://{BUCKET}/nothing")
     folder = pipeline_folder(tmp_path / "here")
@@ -241,7 +236,7 @@ def test_what_is_no_model_says_so(s3, tmp_path):
         resolve_model(upload(s3, folder))
 
 
-def test_an_object_that_is_listed_and_not_there_is_named(s3, tmp_path):
+def test_object_that_is_listed_but_missing_is_named(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
 
     def lose(request: Request) -> None:
@@ -253,7 +248,7 @@ def test_an_object_that_is_listed_and_not_there_is_named(s3, tmp_path):
         resolve_model(uri)
 
 
-def test_keys_that_lead_out_of_the_folder_are_left_alone(s3, tmp_path):
+def test_keys_outside_the_folder_are_ignored(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
     for key in ("model/unet/../../../escaped.json", "model//absolute/escaped.json", "model/unet/.hidden.json"):
@@ -265,7 +260,7 @@ def test_keys_that_lead_out_of_the_folder_are_left_alone(s3, tmp_path):
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-def test_a_store_that_fails_in_passing_is_asked_again(s3, tmp_path):
+def test_transient_error_during_a_fetch_is_retried(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
     faults = iter(["503", "reset", "503", "reset"])
@@ -274,7 +269,7 @@ def test_a_store_that_fails_in_passing_is_asked_again(s3, tmp_path):
     assert contents(resolve_model(uri).path) == contents(folder)
 
 
-def test_a_store_that_stays_away_or_refuses(s3, tmp_path):
+def test_unreachable_or_refusing_store_is_named(s3, tmp_path):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
 
     s3.faults.rule = lambda request: "403"
@@ -287,16 +282,16 @@ def test_a_store_that_stays_away_or_refuses(s3, tmp_path):
         assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
 
-def test_a_disk_without_room_is_named_before_anything_comes(s3, tmp_path, monkeypatch):
+def test_full_disk_is_named_before_the_fetch(s3, tmp_path, monkeypatch):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
     monkeypatch.setattr(remote_folder, "_MARGIN_BYTES", 1 << 60)
 
     with pytest.raises(StoreRefused, match=r"no room for base_model 's3://catalogs/model'.*PERSRES_CACHE"):
         resolve_model(uri)
-    assert not objects_fetched(s3)
+    assert not object_downloads(s3)
 
 
-def test_a_cache_that_cannot_be_written_is_named(s3, tmp_path, monkeypatch):
+def test_unwritable_cache_is_named(s3, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("PERSRES_CACHE", str(tmp_path / "file" / "cache"))
 
@@ -305,7 +300,7 @@ def test_a_cache_that_cannot_be_written_is_named(s3, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_damaged_copy_is_fetched_again(s3, tmp_path, damage):
+def test_damaged_copy_is_fetched_again(s3, tmp_path, damage):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
     weights = Path(resolve_model(uri).path, WEIGHTS)
@@ -317,7 +312,7 @@ def test_a_damaged_copy_is_fetched_again(s3, tmp_path, damage):
     assert contents(resolve_model(uri).path) == contents(folder)
 
 
-def test_offline_nothing_is_asked(s3, tmp_path, monkeypatch):
+def test_offline_makes_no_request(s3, tmp_path, monkeypatch):
     uri = upload(s3, pipeline_folder(tmp_path / "here"))
     online = resolve_model(uri)
     s3.faults.requests.clear()
@@ -342,19 +337,19 @@ def test_offline_nothing_is_asked(s3, tmp_path, monkeypatch):
         ("nosuch://bucket/model", "fsspec package"),
     ],
 )
-def test_addresses_that_are_refused_and_secrets_that_are_not_shown(s3, uri, said):
+def test_refused_addresses_show_no_secret(s3, uri, said):
     with pytest.raises(InvalidInput, match=said) as caught:
         resolve_model(uri)
     assert "secret" not in str(caught.value).lower()
     assert not s3.faults.requests
 
 
-def test_a_revision_of_a_folder_is_a_digest(s3):
+def test_revision_of_a_folder_is_a_digest(s3):
     with pytest.raises(InvalidInput, match="no revision 'main'"):
         resolve_model(f"s3://{BUCKET}/model", "main")
 
 
-def test_prune_keeps_what_is_named_and_what_is_under_way(s3, tmp_path):
+def test_prune_keeps_named_models_and_running_downloads(s3, tmp_path):
     first = resolve_model(upload(s3, pipeline_folder(tmp_path / "a"), "a"))
     second = resolve_model(upload(s3, pipeline_folder(tmp_path / "b", value=1.0), "b"))
     left, under_way = (tmp_path / "cache" / "models" / "fetching" / name for name in ("0" * 32, "1" * 32))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from persres.core.errors import InvalidInput
 from persres.pipeline.models.folder import files_of_folder, may_be_read, model_files
 
-from ...support.model_samples import pipeline_folder, scorer_folder
+from ...support.model_downloads import pipeline_folder, scorer_folder
 
 PARTS = st.sampled_from(
     ["unet", "safety_checker", "model_index.json", "a.bin", "a.json", "m.fp16.safetensors", "m.safetensors"]
@@ -31,12 +31,12 @@ PARTS = st.sampled_from(
         ("README.md", False),
     ],
 )
-def test_what_is_read_of_a_pipelines_folder(name, is_read):
+def test_model_files_of_a_pipeline_folder(name, is_read):
     assert may_be_read(name, "base_model") == is_read
 
 
 @given(st.lists(PARTS, min_size=1, max_size=3).map("/".join), st.sampled_from(["base_model", "scorer"]))
-def test_what_a_model_reads_is_what_may_be_fetched(tmp_path_factory, name, role):
+def test_model_files_may_all_be_fetched(tmp_path_factory, name, role):
     folder = tmp_path_factory.mktemp("model") / "m"
     (pipeline_folder if role == "base_model" else scorer_folder)(folder)
     names = {*files_of_folder(folder), name}
@@ -47,7 +47,7 @@ def test_what_a_model_reads_is_what_may_be_fetched(tmp_path_factory, name, role)
     assert (name in read) <= may_be_read(name, role)
 
 
-def test_what_a_component_lacks_is_judged_by_names_alone(tmp_path):
+def test_missing_component_is_found_by_names_alone(tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     names = [*files_of_folder(folder), "unet/model.bin", "extra/other.bin"]
     assert "unet/model.bin" not in model_files(names, folder, name="m", role="base_model")

@@ -53,7 +53,7 @@ def digest(folder: Path) -> str:
     return folder_digest(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
-def test_a_folder_that_did_not_change_is_hashed_once(folder, cache, hashed):
+def test_unchanged_folder_is_hashed_once(folder, cache, hashed):
     first = digest(folder)
     assert sorted(hashed) == ["model_index.json", "weights.safetensors"]
     hashed.clear()
@@ -63,7 +63,7 @@ def test_a_folder_that_did_not_change_is_hashed_once(folder, cache, hashed):
 @pytest.mark.parametrize(
     "change", ["bytes", "bytes at the old time", "longer", "renamed", "added", "removed", "swapped"]
 )
-def test_whatever_changes_is_noticed(folder, cache, hashed, change):
+def test_any_change_changes_the_folder_digest(folder, cache, hashed, change):
     first, weights = digest(folder), folder / "unet" / "weights.safetensors"
     match change:
         case "bytes":
@@ -87,13 +87,13 @@ def test_whatever_changes_is_noticed(folder, cache, hashed, change):
     assert digest(folder) != first
 
 
-def test_a_small_folder_is_hashed_every_time_and_leaves_no_trace(folder, cache, hashed, monkeypatch):
+def test_small_folder_is_hashed_every_time_and_not_cached(folder, cache, hashed, monkeypatch):
     monkeypatch.setattr(module, "_WORTH_REMEMBERING", 1000)
     assert digest(folder) == digest(folder)
     assert len(hashed) == 4 and not cache.exists()
 
 
-def test_a_file_that_was_changed_a_moment_ago_is_not_trusted_to_be_old(folder, cache, hashed, monkeypatch):
+def test_recently_changed_file_is_not_cached(folder, cache, hashed, monkeypatch):
     monkeypatch.setattr(module, "FILE_SETTLED_S", 3.0)
     digest(folder)
     hashed.clear()
@@ -104,7 +104,7 @@ def test_a_file_that_was_changed_a_moment_ago_is_not_trusted_to_be_old(folder, c
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b"null", b"\xff", b'{"folder": 1}', b'{"digest": "sha256:0"}', b"[" * 100_000]
 )
-def test_a_damaged_memory_is_ignored_and_mended(folder, cache, hashed, damage):
+def test_damaged_cache_entry_is_ignored_and_rewritten(folder, cache, hashed, damage):
     first = digest(folder)
     [memory] = cache.iterdir()
     memory.write_bytes(damage)
@@ -116,7 +116,7 @@ def test_a_damaged_memory_is_ignored_and_mended(folder, cache, hashed, damage):
 @given(
     st.sampled_from(["folder", "files", "digest"]), st.none() | st.integers() | st.text() | st.just({}) | st.just([])
 )
-def test_a_memory_of_something_else_is_ignored(tmp_path_factory, key, value):
+def test_cache_entry_of_another_folder_is_ignored(tmp_path_factory, key, value):
     folder = tmp_path_factory.mktemp("model")
     (folder / "weights").write_bytes(b"weights")
     files = [folder / "weights"]
@@ -128,13 +128,13 @@ def test_a_memory_of_something_else_is_ignored(tmp_path_factory, key, value):
     assert module._recall(memory, folder, state) is None
 
 
-def test_without_a_place_to_remember_it_works_all_the_same(folder, tmp_path, monkeypatch):
+def test_folder_digest_works_without_a_cache_folder(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file")
     assert digest(folder) == digest(folder)
 
 
-def test_many_at_once_agree_and_leave_one_whole_memory(folder, cache, hashed):
+def test_concurrent_digests_agree_and_leave_one_cache_entry(folder, cache, hashed):
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(digest(folder))) for _ in range(16)]
     for thread in threads:

@@ -16,22 +16,22 @@ FILES = st.dictionaries(
 
 
 @given(FILES, FILES)
-def test_a_listings_key_tells_listings_apart(one, other):
+def test_listing_key_differs_for_different_listings(one, other):
     assert (listing_key(one, one) == listing_key(other, other)) == (one == other)
 
 
 @given(FILES)
-def test_without_tags_there_is_no_key(files):
+def test_listing_key_without_tags_is_none(files):
     assert listing_key({**files, "x": RemoteFile(1, None)}, [*files, "x"]) is None
 
 
-def test_which_names_are_addresses():
+def test_is_uri_recognizes_addresses():
     assert is_uri("s3://bucket/model") and is_uri("memory://model")
     assert not any(map(is_uri, ("spriteworld", "team/drawings", "/models/m", "file:///models/m")))
 
 
 @pytest.mark.parametrize("uri", ["s3://AKIA:hunter22@bucket/m", "gs://bucket/m?token=hunter22", "az://c/m#hunter22"])
-def test_a_spec_with_a_secret_is_refused_without_showing_it(uri):
+def test_spec_with_a_secret_is_refused_without_showing_it(uri):
     for refused in (
         lambda: check_model_uri(uri, "model"),
         lambda: RunSpec.from_yaml(f"base_model: '{uri}'"),
@@ -42,12 +42,12 @@ def test_a_spec_with_a_secret_is_refused_without_showing_it(uri):
         assert "hunter22" not in str(caught.value)
 
 
-def test_an_interrupt_ends_the_files_that_are_still_coming(tmp_path):
+def test_interrupt_ends_running_downloads(tmp_path):
     fs = fsspec.filesystem("memory")
     names = [f"part-{number}.safetensors" for number in range(8)]
     for name in names:
         fs.pipe_file(f"/interrupted/{name}", bytes(1 << 20))
-    remote = RemoteFolder("memory://interrupted", what="base_model", patience_s=0)
+    remote = RemoteFolder("memory://interrupted", what="base_model", retry_s=0)
 
     def interrupt(done: int, total: int) -> None:
         if done:
@@ -58,11 +58,11 @@ def test_an_interrupt_ends_the_files_that_are_still_coming(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_store_of_another_kind_is_listed_and_fetched_from(tmp_path):
+def test_remote_folder_works_on_any_file_system(tmp_path):
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/of-a-test/model_index.json", b"{}")
     fs.pipe_file("/of-a-test/unet/config.json", b"[1]")
-    remote = RemoteFolder("memory://of-a-test/", what="base_model", patience_s=0)
+    remote = RemoteFolder("memory://of-a-test/", what="base_model", retry_s=0)
     seen: list[tuple[int, int]] = []
 
     files = remote.list("model_index.json")

@@ -21,11 +21,11 @@ from persres.pipeline.planning.run_models import resolve_base_model, resolve_sco
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ...support.hub_server import Hub, hub_server
-from ...support.model_samples import fetched, pipeline_folder, scorer_folder, start_fetching
+from ...support.model_downloads import download_results, pipeline_folder, scorer_folder, start_download
 from ...support.tiny_models import write_tiny_pipeline
 
 
-def test_a_folders_revision_is_its_content_wherever_it_lies(tmp_path):
+def test_revision_of_a_folder_is_its_content_wherever_it_lies(tmp_path):
     here = resolve_model(str(pipeline_folder(tmp_path / "here")))
     shutil.copytree(tmp_path / "here", tmp_path / "deep" / "there")
     os.utime(tmp_path / "deep" / "there" / "model_index.json", (1, 1))
@@ -36,7 +36,7 @@ def test_a_folders_revision_is_its_content_wherever_it_lies(tmp_path):
     assert there.path == str(tmp_path / "deep" / "there")
 
 
-def test_every_file_that_is_read_counts_and_no_other(tmp_path):
+def test_revision_depends_on_every_file_that_is_read_and_no_other(tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     before = resolve_model(str(folder)).revision
 
@@ -53,7 +53,7 @@ def test_every_file_that_is_read_counts_and_no_other(tmp_path):
     assert len({before, changed, resolve_model(str(folder)).revision}) == 3
 
 
-def test_relative_folders_start_at_the_working_directory(tmp_path, monkeypatch):
+def test_relative_folder_starts_at_the_working_directory(tmp_path, monkeypatch):
     pipeline_folder(tmp_path / "models" / "m")
     monkeypatch.chdir(tmp_path)
 
@@ -61,7 +61,7 @@ def test_relative_folders_start_at_the_working_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("weights", ["diffusion_pytorch_model.bin", "model.ckpt", "model.pt", "model.pkl"])
-def test_weights_that_are_only_a_pickle_are_refused(tmp_path, weights):
+def test_pickled_weights_are_refused(tmp_path, weights):
     folder = pipeline_folder(tmp_path / "m", weights=weights)
 
     with pytest.raises(InvalidInput, match=f"pickle: unet/{weights}") as caught:
@@ -75,7 +75,7 @@ def test_weights_that_are_only_a_pickle_are_refused(tmp_path, weights):
         resolve_model(str(scorer), role="scorer")
 
 
-def test_incomplete_folders_say_what_is_missing(tmp_path):
+def test_incomplete_folder_names_what_is_missing(tmp_path):
     folder = pipeline_folder(tmp_path / "m")
 
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
@@ -93,14 +93,14 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["spritworld", "/no/such/folder", "./models/m", "file:///no/such/folder", "a/b/c"])
-def test_what_is_neither_folder_nor_hub_id_is_refused(name):
+def test_name_that_is_neither_folder_nor_hub_id_is_refused(name):
     with pytest.raises(InvalidInput, match="no folder here and no Hub id") as caught:
         resolve_model(name)
 
     assert ("did you mean 'spriteworld'" in str(caught.value)) == (name == "spritworld")
 
 
-def test_a_revision_is_refused_where_it_would_be_ignored(tmp_path):
+def test_revision_is_refused_where_it_would_be_ignored(tmp_path):
     for name in ("spriteworld", str(pipeline_folder(tmp_path / "m"))):
         with pytest.raises(InvalidInput, match="has no revisions"):
             resolve_model(name, "main")
@@ -115,7 +115,7 @@ def test_spriteworld_comes_with_the_package():
     assert scorer.revision == resolve_base_model(spec).revision == spriteworld.REVISION
 
 
-def test_base_model_and_scorer_of_a_spec(tmp_path):
+def test_resolve_base_model_and_scorer_of_a_spec(tmp_path):
     base, scorer = write_tiny_pipeline(tmp_path / "m", "sd1"), scorer_folder(tmp_path / "s")
 
     assert resolve_base_model(RunSpec(base_model=str(base))) == resolve_model(str(base))
@@ -143,7 +143,7 @@ def names_in(folder: str) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_a_hub_models_revision_is_its_commit(hub, tmp_path):
+def test_revision_of_a_hub_model_is_its_commit(hub, tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     for ignored in ("v1-5.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/pytorch_model.bin"):
         (folder / ignored).write_bytes(b"not read")
@@ -158,7 +158,7 @@ def test_a_hub_models_revision_is_its_commit(hub, tmp_path):
     assert set(hub.files_sent().values()) == {1}
 
 
-def test_planning_takes_small_files_of_the_hub_and_workers_the_weights_of_that_commit(hub, tmp_path):
+def test_planning_fetches_small_hub_files_and_workers_the_weights_of_that_commit(hub, tmp_path):
     planned_commit = hub.push("team/drawings", pipeline_folder(tmp_path / "m"))
     planned = resolve_model("team/drawings", weights=False)
     assert (planned.revision, planned.has_weights) == (planned_commit, False)
@@ -172,17 +172,17 @@ def test_planning_takes_small_files_of_the_hub_and_workers_the_weights_of_that_c
     assert resolve_model("team/drawings", weights=False).revision != planned_commit
 
 
-def test_processes_at_once_fetch_each_file_of_the_hub_once(hub, tmp_path):
+def test_concurrent_processes_fetch_each_hub_file_once(hub, tmp_path):
     commit = hub.push("team/drawings", pipeline_folder(tmp_path / "m"))
 
     environment = environment_of(hub, tmp_path)
-    found = fetched([start_fetching("team/drawings", environment, revision=commit) for _ in range(3)])
+    found = download_results([start_download("team/drawings", environment, revision=commit) for _ in range(3)])
 
     assert len(set(found)) == 1 and found[0][1] == commit
     assert set(hub.files_sent().values()) == {1}
 
 
-def test_a_fetch_from_the_hub_that_was_killed_is_gone_on_with(hub, tmp_path):
+def test_killed_hub_fetch_is_resumed(hub, tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     commit = hub.push("team/drawings", folder)
     reached, go_on = threading.Event(), threading.Event()
@@ -193,7 +193,7 @@ def test_a_fetch_from_the_hub_that_was_killed_is_gone_on_with(hub, tmp_path):
             go_on.wait(60)
 
     hub.before_file = hold
-    victim = start_fetching("team/drawings", environment_of(hub, tmp_path))
+    victim = start_download("team/drawings", environment_of(hub, tmp_path))
     assert reached.wait(60)
     victim.kill()
     victim.communicate()
@@ -204,7 +204,7 @@ def test_a_fetch_from_the_hub_that_was_killed_is_gone_on_with(hub, tmp_path):
     assert Path(found.path, weights).read_bytes() == (folder / weights).read_bytes()
 
 
-def test_offline_a_cached_commit_is_used_and_nothing_is_asked(hub, tmp_path, monkeypatch):
+def test_offline_uses_a_cached_commit_without_a_request(hub, tmp_path, monkeypatch):
     commit = hub.push("team/drawings", pipeline_folder(tmp_path / "m"))
     online = resolve_model("team/drawings")
     hub.push("team/other", pipeline_folder(tmp_path / "other"))
@@ -222,7 +222,7 @@ def test_offline_a_cached_commit_is_used_and_nothing_is_asked(hub, tmp_path, mon
     assert not hub.requests
 
 
-def test_pickles_on_the_hub_are_refused_before_a_run_starts(hub, tmp_path):
+def test_hub_model_with_pickles_is_refused_before_a_run(hub, tmp_path):
     hub.push("team/old", pipeline_folder(tmp_path / "m", weights="diffusion_pytorch_model.bin"))
 
     with pytest.raises(InvalidInput, match=r"only as a pickle: unet/diffusion_pytorch_model\.bin"):
@@ -230,7 +230,7 @@ def test_pickles_on_the_hub_are_refused_before_a_run_starts(hub, tmp_path):
     assert not [name for name in hub.files_sent() if name.endswith(".bin")]
 
 
-def test_what_the_hub_refuses(hub, tmp_path):
+def test_hub_refusals_are_named(hub, tmp_path):
     hub.push("team/gated", pipeline_folder(tmp_path / "m"))
     hub.gated.add("team/gated")
 
@@ -244,7 +244,7 @@ def test_what_the_hub_refuses(hub, tmp_path):
                 resolve_model(name, weights=weights)
 
 
-def test_an_unreachable_hub_is_infrastructure(hub, monkeypatch):
+def test_unreachable_hub_is_a_store_error(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
     for weights in (True, False):
@@ -252,7 +252,7 @@ def test_an_unreachable_hub_is_infrastructure(hub, monkeypatch):
             resolve_model("team/nothing", weights=weights)
 
 
-def test_a_worker_takes_only_the_revision_that_was_planned(tmp_path):
+def test_worker_accepts_only_the_planned_revision(tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     planned = resolve_model(str(folder))
     assert model_on_this_machine(planned, "m", "base_model") == planned, "named relative to another working directory"
@@ -263,14 +263,14 @@ def test_a_worker_takes_only_the_revision_that_was_planned(tmp_path):
         model_on_this_machine(planned, "m", "base_model")
 
 
-def test_what_finds_a_rows_base_model_again():
+def test_pinned_revision_finds_the_model_again():
     commit, digest = "0123456789abcdef0123456789abcdef01234567", "sha256:" + "0" * 32
     assert pinned_revision("team/drawings", commit) == commit
     assert pinned_revision("s3://bucket/model", digest) == digest
     assert pinned_revision("models/here", digest) is pinned_revision("spriteworld", "spriteworld-1") is None
 
 
-def test_weights_are_not_asked_for_where_they_are_not(tmp_path):
+def test_check_without_weights_reads_no_weights(tmp_path):
     folder = write_tiny_pipeline(tmp_path / "m", "sd1")
     for file in folder.rglob("*.safetensors"):
         file.unlink()
@@ -280,7 +280,7 @@ def test_weights_are_not_asked_for_where_they_are_not(tmp_path):
     assert check_parts(folder, "m", has_weights=False) == 2
 
 
-def test_weights_cut_off_by_one_byte_are_damaged(tmp_path):
+def test_weights_cut_off_by_one_byte_are_refused(tmp_path):
     weights = pipeline_folder(tmp_path / "m") / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
 
@@ -288,7 +288,7 @@ def test_weights_cut_off_by_one_byte_are_damaged(tmp_path):
         resolve_model(str(tmp_path / "m"))
 
 
-def test_weights_in_several_files_have_to_be_there_all(tmp_path):
+def test_sharded_weights_must_be_complete(tmp_path):
     unet = pipeline_folder(tmp_path / "m", weights="part-1.safetensors") / "unet"
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))

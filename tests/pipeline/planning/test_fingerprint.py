@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persres.core.sampling.settings import SamplingSettings
-from persres.core.scoring_settings import ScoringSettings
+from persres.core.scoring.settings import ScoringSettings
 from persres.core.training.settings import TrainingSettings
 from persres.pipeline.catalog.commit_record import Fingerprints
 from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.planning.fingerprint import METHOD_VERSION, Fingerprinter, digest_of, fingerprint
-from persres.pipeline.references.images import ReferenceSettings
+from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.spec.run_spec import RunSpec
 
 ROW = ManifestRow(0, "mug-1", "mug", (ReferenceSource("/a.png"),), ("a {concept}",))
@@ -44,7 +44,7 @@ def changed(**fields: Any) -> ManifestRow:
         of(references=ReferenceSettings(matte_color="black")),
     ],
 )
-def test_what_changes_the_residual_changes_both_fingerprints(other):
+def test_input_of_the_residual_changes_both_fingerprints(other):
     assert other.training != of().training
     assert other.rendering != of().rendering
 
@@ -60,7 +60,7 @@ def test_what_changes_the_residual_changes_both_fingerprints(other):
         of(scorer=None),
     ],
 )
-def test_what_changes_only_the_renderings_leaves_the_residual(other):
+def test_input_of_renderings_changes_only_the_rendering_fingerprint(other):
     assert other.training == of().training
     assert other.rendering != of().rendering
 
@@ -69,19 +69,19 @@ def test_what_changes_only_the_renderings_leaves_the_residual(other):
     "other",
     [
         of(changed(row=9, metadata={"sku": "1"}, reference_images=(ReferenceSource("s3://moved/a.png"),))),
-        of(changed(seed=0)),  # the run's seed, said in the row
+        of(changed(seed=0)),  # the run's seed, given in the row
         of(training=TrainingSettings(pack_size=9), sampling=SamplingSettings(batch_size=9)),
         of(scoring=ScoringSettings(batch_size=9), shard_size=3, workers=5),
         of(references=ReferenceSettings(max_bytes=5, max_pixels=5, min_side=1, digest="content")),
         of(base_model="/somewhere/else", prompts=("unused {concept}",)),
     ],
 )
-def test_place_speed_and_limits_change_nothing(other):
+def test_fingerprints_do_not_depend_on_places_speed_and_limits(other):
     assert other == of()
 
 
-def test_fingerprints_are_stable_across_versions():
-    # If this changes, every catalog in the field is done again: such a change has to be meant.
+def test_digest_is_stable_across_versions():
+    # If this changes, all concepts of existing catalogs are done again.
     canonical = rb'{"a":{"x":[],"y":true},"b":[1,2.5,null,"\u00e9"]}'
     assert digest_of({"b": [1, 2.5, None, "é"], "a": {"y": True, "x": ()}}) == sha256(canonical).hexdigest()[:32]
 
@@ -92,7 +92,7 @@ values = st.dictionaries(
 
 
 @given(values, st.randoms())
-def test_the_order_of_keys_does_not_count(value, random):
+def test_digest_does_not_depend_on_the_order_of_keys(value, random):
     keys = list(value)
     random.shuffle(keys)
 
@@ -100,13 +100,13 @@ def test_the_order_of_keys_does_not_count(value, random):
 
 
 @given(values, values)
-def test_different_values_have_different_digests(one, other):
+def test_digests_of_different_values_differ(one, other):
     same = digest_of(one) == digest_of(other)
 
     assert same == (repr(sorted(one.items())) == repr(sorted(other.items())))
 
 
-def test_what_has_no_canonical_form_is_refused():
+def test_digest_of_a_value_without_canonical_form_raises():
     with pytest.raises(ValueError):
         digest_of({"a": float("nan")})
     with pytest.raises(TypeError):
@@ -130,8 +130,8 @@ texts = st.text(max_size=6)
     st.none() | texts,
     st.sampled_from(["white", "#00ff00"]),
 )
-def test_fingerprints_are_digests_of_plain_objects(row, digests, scorer, color):
-    """What `Fingerprinter` writes out once for all rows changes nothing."""
+def test_fingerprints_equal_digests_of_plain_objects(row, digests, scorer, color):
+    """`Fingerprinter` serializes what rows have in common once; the result is the same."""
     spec = RunSpec(prompts=("100% {concept}",), references=ReferenceSettings(matte_color=color), seed=3)
     training = digest_of(
         {

@@ -10,7 +10,7 @@ from persres.core.errors import ConceptFailure
 from persres.pipeline.catalog.commit_record import CommittedConcept
 from persres.pipeline.planning.plan import Shard, make_shards, plan_run, split_shard
 
-from ...support.catalog_samples import planned
+from ...support.catalog_factories import planned
 
 ids = st.text("abcdef0123", min_size=1, max_size=3)
 prints = st.sampled_from(["1", "2"])
@@ -21,8 +21,8 @@ def committed(concept_id: str, training: str = "t1", rendering: str = "r1") -> C
 
 
 @st.composite
-def worlds(draw: st.DrawFn):
-    """A manifest's concepts, failures, and what some catalog holds of them and of others."""
+def manifests_and_catalogs(draw: st.DrawFn):
+    """A manifest's concepts and failures, and a catalog that holds some of them and others."""
     names = draw(st.lists(ids, unique=True, max_size=12))
     fails = [name for name in names if draw(st.integers(0, 4)) == 0]
     concepts = [
@@ -38,9 +38,9 @@ def worlds(draw: st.DrawFn):
     )
 
 
-@given(worlds())
-def test_a_plan_holds_every_row_exactly_once(world):
-    concepts, failures, held = world
+@given(manifests_and_catalogs())
+def test_plan_holds_every_row_exactly_once(inputs):
+    concepts, failures, held = inputs
     plan = plan_run(concepts, failures, held)
     places = [
         *(concept.concept_id for concept in (*plan.train, *plan.render_only)),
@@ -52,9 +52,9 @@ def test_a_plan_holds_every_row_exactly_once(world):
     assert set(plan.removed) == set(held) - set(places)
 
 
-@given(worlds())
-def test_a_concept_is_current_only_with_both_fingerprints(world):
-    concepts, failures, held = world
+@given(manifests_and_catalogs())
+def test_concept_is_current_only_if_both_fingerprints_match(inputs):
+    concepts, failures, held = inputs
     plan = plan_run(concepts, failures, held)
     wanted = {one.concept_id: one.fingerprints for one in concepts}
     for concept_id in plan.current:
@@ -69,21 +69,21 @@ def test_a_concept_is_current_only_with_both_fingerprints(world):
         assert concept.committed == held.get(concept.concept_id), "a warm start reads it"
 
 
-def test_an_edited_prompt_renders_again_without_training_again():
+def test_edited_prompt_renders_again_without_training():
     plan = plan_run([planned("a", rendering="r2"), planned("b")], [], {"a": committed("a"), "b": committed("b")})
     assert [one.concept_id for one in plan.render_only] == ["a"]
     assert plan.current == ("b",)
     assert not plan.train
 
 
-def test_a_concept_planned_twice_is_refused():
+def test_duplicate_concept_raises():
     with pytest.raises(ValueError, match="planned twice: a"):
         plan_run([planned("a")], [ConceptFailure("a", "load", "no")], {})
 
 
-@given(worlds(), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
-def test_shards_hold_the_work_exactly_once_and_no_more_than_their_size(world, size, workers, pack_size):
-    plan = plan_run(*world)
+@given(manifests_and_catalogs(), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
+def test_shards_hold_all_work_once_within_their_size(inputs, size, workers, pack_size):
+    plan = plan_run(*inputs)
     shards = make_shards(plan, size, workers=workers, pack_size=pack_size)
     held = Counter(concept_id for shard in shards for concept_id in shard.concept_ids)
     assert held == Counter(one.concept_id for one in (*plan.train, *plan.render_only))
@@ -110,9 +110,9 @@ def test_shards_are_full_packs_and_small_enough_to_share(work, size, workers, pa
     assert [len(shard.concepts) for shard in shards] == lengths
 
 
-@given(worlds())
-def test_what_is_known_to_be_current_need_not_be_planned(world):
-    concepts, failures, held = world
+@given(manifests_and_catalogs())
+def test_known_current_ids_give_the_same_plan(inputs):
+    concepts, failures, held = inputs
     whole = plan_run(concepts, failures, held)
     rest = [one for one in concepts if one.concept_id not in whole.current]
     plan = plan_run(rest, failures, held, current=whole.current)
@@ -123,7 +123,7 @@ def test_what_is_known_to_be_current_need_not_be_planned(world):
 
 
 @given(st.lists(ids, unique=True, min_size=2, max_size=8), st.randoms())
-def test_a_shards_id_comes_from_its_contents_alone(names, random):
+def test_shard_id_depends_on_contents_alone(names, random):
     concepts = [planned(name, row=row) for row, name in enumerate(names)]
     shuffled = random.sample(concepts, len(concepts))
     elsewhere = [planned(one.concept_id, row=99) for one in shuffled]
@@ -133,7 +133,7 @@ def test_a_shards_id_comes_from_its_contents_alone(names, random):
     assert Shard.of("train", concepts).shard_id not in {shard.shard_id for shard in others}
 
 
-def test_an_added_row_at_the_end_leaves_full_shards_alone():
+def test_appended_row_keeps_the_ids_of_full_shards():
     rows = [planned(f"c{row}", row=row) for row in range(7)]
     before = make_shards(plan_run(rows[:6], [], {}), 3)
     after = make_shards(plan_run(rows, [], {}), 3)
@@ -141,14 +141,14 @@ def test_an_added_row_at_the_end_leaves_full_shards_alone():
 
 
 @given(st.integers(2, 40))
-def test_splitting_loses_nothing_and_ends_at_single_concepts(count):
+def test_split_shard_keeps_all_concepts_in_two_halves(count):
     left, right = split_shard(Shard.of("train", [planned(f"c{row}", row=row) for row in range(count)]))
     assert left.concept_ids + right.concept_ids == tuple(f"c{row}" for row in range(count))
     assert 0 <= len(left.concepts) - len(right.concepts) <= 1
 
 
-def test_a_single_concept_cannot_be_split():
+def test_split_shard_and_make_shards_check_their_arguments():
     with pytest.raises(ValueError, match="cannot be split"):
         split_shard(Shard.of("train", [planned("a")]))
-    with pytest.raises(ValueError, match="size of a shard is at least 1, not 0"):
+    with pytest.raises(ValueError, match="size must be at least 1, not 0"):
         make_shards(plan_run([planned("a")], [], {}), 0)

@@ -1,4 +1,4 @@
-"""Preparing a run: every row of the manifest ends up planned or failed, once."""
+"""Preparing a run: every row of the manifest is planned or failed, exactly once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.planning import prepare as module
 from persres.pipeline.planning.plan import PlannedConcept
 from persres.pipeline.planning.prepare import PreparedRun, prepare_run
-from persres.pipeline.references.images import ReferenceSettings
+from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.spec.run_spec import RunSpec
 
-from ...support.catalog_samples import commit, memory_store, planned, shard_of
+from ...support.catalog_factories import commit, memory_store, planned, shard_of
 from ...support.tiny_models import write_tiny_pipeline
 
-FAULTS = {
+CHANGES = {
     "none": {},
     "missing": {"reference_images": ["gone.png"]},
     "empty": {"reference_images": []},
@@ -46,7 +46,7 @@ def spec(tmp_path_factory) -> RunSpec:
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    """Six rows with images of their own."""
+    """Six rows, each with an image."""
     return write_manifest(tmp_path, [row(number) for number in range(6)])
 
 
@@ -66,8 +66,8 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]], name: str = "manife
     return path
 
 
-def held(prepared: PreparedRun, **changes: str) -> CommittedConcepts:
-    """A catalog that holds all planned concepts, some of them under another training or rendering fingerprint."""
+def catalog_holding(prepared: PreparedRun, **changes: str) -> CommittedConcepts:
+    """A catalog with all planned concepts; `changes`: concept id -> the fingerprint that differs there."""
     store = memory_store()
     for one in prepared.planned:
         prints = replace(one.fingerprints, **{changes[one.concept_id]: "0" * 32} if one.concept_id in changes else {})
@@ -80,18 +80,18 @@ def ids(concepts: Iterable[PlannedConcept]) -> list[str]:
 
 
 @settings(max_examples=25)
-@given(faults=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=6))
-def test_every_row_is_planned_or_failed_once(faults, spec, tmp_path_factory):
+@given(kinds=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6))
+def test_every_row_is_planned_or_failed_once(kinds, spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("manifest")
-    rows = [row(number, **FAULTS[fault]) for number, fault in enumerate(faults)]
+    rows = [row(number, **CHANGES[kind]) for number, kind in enumerate(kinds)]
     counted = []
     prepared = prepare_run(
         str(write_manifest(folder, rows)), spec, on_digest=lambda done, total: counted.append((done, total))
     )
-    sound = {one.concept_id for one in prepared.planned}
+    valid = {one.concept_id for one in prepared.planned}
     failed = [failure.concept_id for failure in prepared.failures]
-    assert sound == {f"c{number}" for number, fault in enumerate(faults) if fault == "none"}
-    assert sorted([*sound, *failed]) == sorted(one["concept_id"] for one in rows)
+    assert valid == {f"c{number}" for number, kind in enumerate(kinds) if kind == "none"}
+    assert sorted([*valid, *failed]) == sorted(one["concept_id"] for one in rows)
     assert all(failure.stage == "load" and failure.fix for failure in prepared.failures)
     assert [done for done, _ in counted] == list(range(1, len(counted) + 1))
     assert all(total == len(rows) for _, total in counted)
@@ -99,10 +99,10 @@ def test_every_row_is_planned_or_failed_once(faults, spec, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 100])
-def test_rows_that_are_current_need_not_be_kept_and_are_planned_all_the_same(manifest, spec, monkeypatch, kept):
+def test_plan_is_the_same_however_many_current_rows_are_kept(manifest, spec, monkeypatch, kept):
     whole = prepare_run(str(manifest), spec)
-    committed = held(whole, c1="training", c4="rendering")
-    monkeypatch.setattr(module, "CURRENT_ROWS_KEPT", kept)
+    committed = catalog_holding(whole, c1="training", c4="rendering")
+    monkeypatch.setattr(module, "MAX_CURRENT_ROWS", kept)
 
     prepared = prepare_run(str(manifest), spec, committed)
 
@@ -113,14 +113,14 @@ def test_rows_that_are_current_need_not_be_kept_and_are_planned_all_the_same(man
     assert plan.train[0].committed == replace(committed["c1"], scores={}), "a warm start reads it"
 
 
-def test_a_catalog_that_changed_after_preparing_is_planned_as_it_is_now(manifest, spec, monkeypatch):
-    """Another run may have rendered current concepts anew, or done some of the work, until this one got the lease."""
-    monkeypatch.setattr(module, "CURRENT_ROWS_KEPT", 0)
+def test_plan_uses_the_catalog_as_it_is_now(manifest, spec, monkeypatch):
+    """Another run may have changed the catalog before this one got the lease."""
+    monkeypatch.setattr(module, "MAX_CURRENT_ROWS", 0)
     whole = prepare_run(str(manifest), spec)
-    prepared = prepare_run(str(manifest), spec, held(whole, c1="training"))
+    prepared = prepare_run(str(manifest), spec, catalog_holding(whole, c1="training"))
     assert len(prepared.planned) == 1
 
-    now = held(whole, c3="rendering", c5="training")
+    now = catalog_holding(whole, c3="rendering", c5="training")
     plan = prepared.plan(now)
 
     assert (ids(plan.train), ids(plan.render_only), sorted(plan.current)) == (["c5"], ["c3"], ["c0", "c1", "c2", "c4"])
@@ -130,24 +130,24 @@ def test_a_catalog_that_changed_after_preparing_is_planned_as_it_is_now(manifest
     assert [failure.concept_id for failure in prepared.plan(now).failures] == ["c5"]
 
 
-def test_a_manifest_that_changed_meanwhile_is_not_mixed_with_what_it_was(manifest, spec, monkeypatch):
-    monkeypatch.setattr(module, "CURRENT_ROWS_KEPT", 0)
-    prepared = prepare_run(str(manifest), spec, held(prepare_run(str(manifest), spec)))
+def test_manifest_that_changed_after_preparing_raises(manifest, spec, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CURRENT_ROWS", 0)
+    prepared = prepare_run(str(manifest), spec, catalog_holding(prepare_run(str(manifest), spec)))
     write_manifest(manifest.parent, [row(number) for number in range(3)])
     with pytest.raises(InvalidInput, match=r"manifest has changed.*Fix: submit again"):
         prepared.plan(CommittedConcepts())
 
 
-def test_images_inside_the_manifest_are_kept_within_bounds(spec, tmp_path, monkeypatch):
+def test_embedded_images_of_current_rows_are_kept_within_a_limit(spec, tmp_path, monkeypatch):
     images = [{"bytes": (write_manifest(tmp_path, [row(0)]).parent / "0.png").read_bytes(), "path": None}]
     manifest = write_manifest(tmp_path, [row(n, reference_images=images) for n in range(4)], "manifest.parquet")
-    committed = held(prepare_run(str(manifest), spec))
-    monkeypatch.setattr(module, "CURRENT_BYTES_KEPT", 2 * len(images[0]["bytes"]))
+    committed = catalog_holding(prepare_run(str(manifest), spec))
+    monkeypatch.setattr(module, "MAX_CURRENT_BYTES", 2 * len(images[0]["bytes"]))
     assert len(prepare_run(str(manifest), spec, committed).planned) == 2
 
 
 @pytest.mark.parametrize("name", ["manifest.parquet", "manifest.jsonl"])
-def test_a_manifest_that_cannot_be_used_is_refused_before_anything_is_fetched(spec, tmp_path, name):
+def test_invalid_manifest_raises_before_images_are_fetched(spec, tmp_path, name):
     counted = []
     manifest = write_manifest(tmp_path, [row(0), row(1, macro_class=""), row(0)], name)
     with pytest.raises(ManifestInvalid) as caught:

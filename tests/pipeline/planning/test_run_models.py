@@ -1,4 +1,4 @@
-"""What no run spec may ask of a base model is refused before there is a worker."""
+"""A run spec that does not suit its base model is refused before a worker starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from persres.core.errors import InvalidInput
 from persres.core.sampling.settings import SamplingSettings
 from persres.core.training.settings import TrainingSettings
 from persres.pipeline import spriteworld
-from persres.pipeline.planning.run_models import check_spec_fits
+from persres.pipeline.planning.run_models import check_spec_fits_model
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ...support.tiny_models import Shape, write_tiny_pipeline
@@ -22,33 +22,33 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("shape", ["sd2", "sdxl"])
-def test_every_shape_goes_with_the_defaults(tmp_path, shape: Shape):
-    check_spec_fits(RunSpec(), str(write_tiny_pipeline(tmp_path, shape)))
+def test_default_spec_fits_every_architecture(tmp_path, shape: Shape):
+    check_spec_fits_model(RunSpec(), str(write_tiny_pipeline(tmp_path, shape)))
 
 
-def test_spriteworld_goes_with_the_defaults():
-    check_spec_fits(RunSpec(), str(spriteworld.base_model_path()))
+def test_default_spec_fits_spriteworld():
+    check_spec_fits_model(RunSpec(), str(spriteworld.base_model_path()))
 
 
 @pytest.mark.parametrize(
-    ("sampling", "told"),
+    ("sampling", "message"),
     [
         ({"height": 16, "width": 24}, None),
-        ({"width": 19}, "sampling.width: 19 is no multiple of 2, the pixels of one latent. Fix: for example 20"),
+        ({"width": 19}, "sampling.width: 19 is not a multiple of 2, the pixels per latent. Fix: for example 20"),
         ({"negative_prompt": "on sand"}, None),
         ({"negative_prompt": "on sand " * 9}, "sampling.negative_prompt is 20 tokens long"),
     ],
 )
-def test_a_rendering_has_a_size_and_a_negative_prompt_the_model_can_read(tiny, sampling, told):
+def test_size_and_negative_prompt_must_suit_the_model(tiny, sampling, message):
     spec = RunSpec(sampling=SamplingSettings(**sampling))
-    if told is None:
-        check_spec_fits(spec, str(tiny))
+    if message is None:
+        check_spec_fits_model(spec, str(tiny))
     else:
         with pytest.raises(InvalidInput) as refused:
-            check_spec_fits(spec, str(tiny))
-        assert told in str(refused.value)
+            check_spec_fits_model(spec, str(tiny))
+        assert message in str(refused.value)
 
 
-def test_v_star_is_one_token(tiny):
+def test_identifier_token_must_be_one_token(tiny):
     with pytest.raises(InvalidInput, match="identifier_token 'handkerchief'"):
-        check_spec_fits(RunSpec(training=TrainingSettings(identifier_token="handkerchief")), str(tiny))
+        check_spec_fits_model(RunSpec(training=TrainingSettings(identifier_token="handkerchief")), str(tiny))

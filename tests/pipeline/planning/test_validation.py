@@ -14,7 +14,7 @@ from persres.pipeline.spec.run_spec import RunSpec
 
 
 class LetterTokenizer:
-    """Counts letters: enough of a tokenizer's interface, and easy to reason about."""
+    """One token per letter."""
 
     model_max_length = 40
 
@@ -41,7 +41,7 @@ def manifest(folder: Path, *rows: dict[str, Any]) -> Path:
 SPEC = RunSpec(prompts=("a {concept}",), training=TrainingSettings(prompt="one {concept}", identifier_token="sks"))
 
 
-def test_a_good_manifest_is_valid(pictures):
+def test_manifest_without_problems_is_valid(pictures):
     progress: list[tuple[int, int]] = []
     path = manifest(pictures, {}, {"prompts": ["the {concept}"]})
 
@@ -51,7 +51,7 @@ def test_a_good_manifest_is_valid(pictures):
     assert progress == [(1, 2), (2, 2)]
 
 
-def test_one_pass_finds_faults_of_every_kind_even_in_one_row(pictures):
+def test_one_pass_finds_problems_of_every_kind_even_in_one_row(pictures):
     path = manifest(
         pictures,
         {},
@@ -75,11 +75,11 @@ def test_one_pass_finds_faults_of_every_kind_even_in_one_row(pictures):
     assert not report.valid
 
 
-def test_lengths_are_not_checked_without_a_tokenizer(pictures):
+def test_prompt_lengths_are_not_checked_without_a_tokenizer(pictures):
     assert validate_manifest(manifest(pictures, {"macro_class": "m" * 38}), SPEC).valid
 
 
-def test_warnings_of_all_parts_come_together(pictures):
+def test_warnings_of_manifest_and_images_are_joined(pictures):
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     frames[0].save(pictures / "moving.gif", save_all=True, append_images=frames[1:])
 
@@ -89,7 +89,7 @@ def test_warnings_of_all_parts_come_together(pictures):
     assert ["shelf" in report.warnings[0], "first" in report.warnings[1]] == [True, True]
 
 
-def test_a_missing_file_is_a_report_and_not_an_exception(tmp_path):
+def test_missing_file_is_reported_without_raising(tmp_path):
     report = validate_manifest(tmp_path / "m.parquet", SPEC, tokenizer=SimpleNamespace(model_max_length=40))
 
     assert [p.level for p in report.problems] == ["manifest"] and report.rows == []

@@ -52,7 +52,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG", "AVIF"])
-def test_common_formats_come_out_as_rgb(kind):
+def test_decode_image_gives_rgb_for_common_formats(kind):
     pixels = decode(encode(quarters(), kind, **({"lossless": True} if kind == "WEBP" else {"quality": 95})))
 
     assert (pixels.shape, pixels.dtype) == ((20, 40, 3), np.uint8)
@@ -61,20 +61,20 @@ def test_common_formats_come_out_as_rgb(kind):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
-def test_every_color_mode_is_read_as_pillow_shows_it(mode):
+def test_decode_image_reads_every_color_mode_as_pillow_does(mode):
     image = quarters(mode) if mode != "LA" else quarters("L").convert("LA")
     kind = "TIFF" if mode == "CMYK" else "PNG"
 
     np.testing.assert_allclose(decode(encode(image, kind)), np.asarray(image.convert("RGB")), atol=1)
 
 
-def test_a_cmyk_jpeg_is_not_inverted():
+def test_decode_image_does_not_invert_a_cmyk_jpeg():
     pixels = decode(encode(quarters("CMYK"), "JPEG", quality=95))
 
     np.testing.assert_allclose(pixels[4, 4], (250, 10, 10), atol=12)
 
 
-def test_16_bit_gray_is_scaled_and_not_clipped():
+def test_decode_image_scales_16_bit_gray():
     gray = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
 
     for data in (encode(Image.fromarray(gray)), encode(Image.fromarray(gray), "TIFF")):
@@ -83,7 +83,7 @@ def test_16_bit_gray_is_scaled_and_not_clipped():
         np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def test_transparency_is_laid_over_the_matte_color():
+def test_transparency_is_composited_over_the_matte_color():
     image = quarters("RGBA")
     alpha = Image.new("L", image.size, 255)
     alpha.paste(0, (0, 0, 20, 10))
@@ -94,7 +94,7 @@ def test_transparency_is_laid_over_the_matte_color():
     assert tuple(decode(encode(image))[4, 35]) == (10, 250, 10)
 
 
-def test_a_palette_with_a_transparent_entry_is_laid_over_the_matte_color():
+def test_transparent_palette_entry_is_composited_over_the_matte_color():
     palette = quarters().quantize(4)
     index = palette.getpixel((4, 4))
 
@@ -122,7 +122,7 @@ def test_exif_orientation_is_applied(kind, orientation):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_cost_the_picture():
+def test_broken_exif_block_is_ignored():
     pixels = decode(encode(quarters(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", quality=95))
 
     assert pixels.shape == (20, 40, 3)
@@ -132,7 +132,7 @@ def profile(space: Literal["LAB", "sRGB"]) -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
 
 
-def test_an_embedded_color_profile_is_converted_to_srgb():
+def test_embedded_color_profile_is_converted_to_srgb():
     srgb = profile("sRGB")
     red_for_green = srgb.replace(b"rXYZ", b"temp").replace(b"gXYZ", b"rXYZ").replace(b"temp", b"gXYZ")
 
@@ -142,11 +142,11 @@ def test_an_embedded_color_profile_is_converted_to_srgb():
 
 
 @pytest.mark.parametrize("useless", [b"no profile", profile("LAB")])
-def test_a_color_profile_that_does_not_fit_is_ignored(useless):
+def test_color_profile_that_does_not_fit_is_ignored(useless):
     np.testing.assert_array_equal(decode(encode(quarters(), icc_profile=useless)), np.asarray(quarters()))
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_that_is_noted():
+def test_animation_gives_its_first_frame_and_a_note():
     frames = [quarters(), Image.new("RGB", (40, 20), "black")]
 
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
@@ -173,7 +173,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_noted():
         pytest.param(encode(quarters(), "PPM"), "not an image", id="a format outside the list"),
     ],
 )
-def test_what_is_refused_and_why(data, reason):
+def test_refused_images_name_the_reason(data, reason):
     with pytest.raises(ConceptError) as caught:
         decode(data)
 
@@ -183,7 +183,7 @@ def test_what_is_refused_and_why(data, reason):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_a_file_cut_off_is_refused(kind, part):
+def test_truncated_file_is_refused(kind, part):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encode(Image.fromarray(noise), kind)
 
@@ -191,7 +191,7 @@ def test_a_file_cut_off_is_refused(kind, part):
         decode(data[: int(len(data) * part)])
 
 
-def test_a_size_is_refused_by_the_header_without_decoding():
+def test_too_large_image_is_refused_by_its_header():
     # Decoding 400 million pixels would take seconds and a gigabyte; there are no pixels in this file to decode.
     with pytest.raises(ConceptError, match="pixels"):
         decode(png_claiming(20_000, 20_000), max_pixels=89_000_000)

@@ -11,10 +11,10 @@ from PIL import Image
 
 from persres.core.errors import ConceptError, ConceptFailure, StoreError
 from persres.pipeline.catalog.index import read_committed
-from persres.pipeline.run.report import THUMBNAIL_SIDE, build_report, variant_averages
+from persres.pipeline.run.report import THUMBNAIL_SIDE, build_report
 from persres.pipeline.run.summary import RunSummary
 
-from ...support.catalog_samples import (
+from ...support.catalog_factories import (
     commit,
     drawing,
     memory_store,
@@ -73,7 +73,7 @@ def summary(**changes: object) -> RunSummary:
     return dataclasses.replace(RunSummary("run-1", 3, 2, (FAILURE,), 0, 1, wall_seconds=252, workers=2), **changes)  # type: ignore[arg-type]
 
 
-def test_a_page_shows_failures_first_then_every_concept_with_its_pictures():
+def test_report_shows_failures_first_then_every_concept_with_its_images():
     page = Page(build_report(a_catalog(), summary=summary(), references=references))
     assert page.text.index("broken") < page.text.index("mug-a") < page.text.index("mug-b")
     for words in (FAILURE.reason, FAILURE.fix, "a photo of a mug in the snow", "Residual + LAG", "4 min 12 s", "0.250"):
@@ -81,20 +81,20 @@ def test_a_page_shows_failures_first_then_every_concept_with_its_pictures():
     assert len(page.images()) == 2 * (4 + 4)
 
 
-def test_a_page_is_self_contained():
+def test_report_is_self_contained():
     page = Page(build_report(a_catalog(), summary=summary(), references=references))
     assert all(source.startswith("data:image/webp;base64,") for source in page.images())
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a", "form"})
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
-def test_the_same_catalog_gives_the_same_bytes():
+def test_report_of_the_same_catalog_has_the_same_bytes():
     twice = (a_catalog(), a_catalog())
     pages = {build_report(store, summary=summary(), references=references).replace(store.uri, "") for store in twice}
     assert len(pages) == 1
 
 
-def test_hostile_words_stay_words():
+def test_report_escapes_hostile_text():
     store = memory_store()
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
     concept = planned("mug-a")
@@ -113,7 +113,7 @@ def test_hostile_words_stay_words():
     assert page.text.count("alert(1)") >= 6
 
 
-def test_thumbnails_are_small_whatever_the_rendering():
+def test_report_thumbnails_are_small_whatever_the_rendering():
     store, concept = memory_store(), planned("mug-a")
     y, x = np.mgrid[0:384, 0:512]
     noise = np.random.default_rng(0).normal(0, 12, (384, 512, 3))
@@ -130,7 +130,7 @@ def test_thumbnails_are_small_whatever_the_rendering():
             assert image.size[0] / image.size[1] == pytest.approx(4 / 3, rel=0.02)
 
 
-def test_of_many_concepts_the_worst_are_shown_and_the_page_says_so():
+def test_report_limit_shows_the_lowest_scores_and_says_so():
     store = memory_store()
     for name, score in (("good", 0.9), ("bad", 0.1), ("fair", 0.5), ("middling", 0.6)):
         commit(store, shard_of(planned(name)), score=score)
@@ -139,23 +139,23 @@ def test_of_many_concepts_the_worst_are_shown_and_the_page_says_so():
     assert "4 below" not in text and "2 below the gate" in text
     assert text.index("bad") < text.index("fair")
     assert "middling" not in text
-    lines = {line.label: line for line in variant_averages(read_committed(store).values())}
-    assert lines["Base model"].prompt_score == pytest.approx(0.525)
-    assert (lines["Residual + LAG"].images, lines["Residual + LAG"].passed) == (8, 6)
+    assert "0.525" in text, "the base model's mean prompt score"
+    row = text[text.index("Residual + LAG") :].split()
+    assert row.index("8") < row.index("6"), "of its 8 renderings 6 passed the gate"
 
 
-def test_only_the_manifests_concepts_are_shown():
+def test_report_shows_only_the_given_concepts():
     page = Page(build_report(a_catalog(), concept_ids=["mug-b", "not-done"]))
     assert "mug-b" in page.text and "mug-a" not in page.text
 
 
-def test_a_failed_concept_says_that_its_earlier_result_is_kept():
+def test_report_says_that_a_failed_concept_keeps_its_earlier_result():
     text = Page(build_report(a_catalog(), failures=[dataclasses.replace(FAILURE, concept_id="mug-a")])).text
     assert "still holds its earlier result" in text
     assert text.count("mug-a") == 1
 
 
-def test_renderings_without_scores_and_an_empty_catalog_are_pages_too():
+def test_report_of_unscored_renderings_and_of_an_empty_catalog():
     store, concept = memory_store(), planned("mug-a")
     commit(store, shard_of(concept), renderings=unscored(rendering_rows_of(concept)))
     Page(build_report(store))
@@ -163,7 +163,7 @@ def test_renderings_without_scores_and_an_empty_catalog_are_pages_too():
     assert "Every concept is done" in Page(build_report(store, summary=summary(rows=2, failed=()))).text
 
 
-def test_a_catalog_that_lost_its_renderings_is_not_passed_over():
+def test_report_shows_concepts_whose_renderings_are_lost():
     store = a_catalog()
     rendering_file = read_committed(store)["mug-a"].rendering_file
     assert rendering_file is not None

@@ -12,7 +12,7 @@ from persres.pipeline.planning.plan import plan_run
 from persres.pipeline.run.summary import AccountingError, RunSummary, account_for, device_busy_share
 from persres.pipeline.spec.prices import Prices
 
-from ...support.catalog_samples import planned
+from ...support.catalog_factories import planned
 
 MEASURED = Measured("gpu", "t", "r", 4, concepts=2, iterations=20, pack_steps=10, train_seconds=3.0)
 
@@ -43,7 +43,7 @@ def account(plan, committed, failures) -> RunSummary:
 
 
 @given(st.lists(st.sampled_from(["done", "failed", "current", "edited", "unplannable", "both"]), max_size=12))
-def test_every_row_is_counted_once(fates):
+def test_summary_counts_every_row_once(fates):
     """`both`: committed by an attempt whose worker died, and then failed by another."""
     names = {f"c{number}": fate for number, fate in enumerate(fates)}
     before = {
@@ -72,17 +72,17 @@ def test_every_row_is_counted_once(fates):
 
 
 @pytest.mark.parametrize("after", [{}, {"a": held("a", training="old")}, {"a": held("a", rendering="old")}])
-def test_a_lost_concept_is_named(after):
+def test_summary_names_a_concept_that_is_neither_committed_nor_failed(after):
     with pytest.raises(AccountingError, match=r"neither committed nor failed: \['a'\].*Fix: submit again"):
         account(plan_run([planned("a")], [], {}), after, [])
 
 
-def test_a_failure_of_something_never_planned_is_named():
+def test_summary_names_a_failure_that_was_never_planned():
     with pytest.raises(AccountingError, match=r"never planned: \['x'\]"):
         account(plan_run([planned("a")], [], {}), {"a": held("a")}, [failure("x")])
 
 
-def test_numbers_that_do_not_add_up_are_refused():
+def test_summary_check_refuses_counts_that_do_not_add_up():
     good = RunSummary("r", 3, 1, (failure("a"),), 1, 5)
     good.check()
     for bad in (RunSummary("r", 4, 1, (failure("a"),), 1, 0), RunSummary("r", 4, 1, (failure("a"),) * 2, 1, 0)):
@@ -90,10 +90,10 @@ def test_numbers_that_do_not_add_up_are_refused():
             bad.check()
 
 
-def test_without_a_worker_no_device_was_busy():
+def test_device_busy_share_without_a_worker_is_none():
     assert device_busy_share({}, 0.0) is None and device_busy_share({"train": 1.01}, 1.0) == 1.0
 
 
-def test_a_summary_of_a_later_version_can_be_read():
+def test_summary_of_a_later_version_is_read():
     summary = RunSummary("r", 1, 1, (), 0, 0)
     assert RunSummary.from_json(json.dumps({**json.loads(summary.to_json()), "new": 1}).encode()) == summary

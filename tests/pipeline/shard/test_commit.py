@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from persres.core.errors import ConceptFailure, StoreError
 from persres.pipeline.catalog.commit_record import blob_digest, rendering_digest
 from persres.pipeline.catalog.index import read_committed, read_records
+from persres.pipeline.catalog.layout import AttemptPaths
 from persres.pipeline.catalog.results import read_renderings, read_residual, read_residual_row
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.planning.plan import Shard
 
-from ...support.catalog_samples import (
+from ...support.catalog_factories import (
     commit,
     memory_store,
     planned,
@@ -29,7 +30,7 @@ from ...support.catalog_samples import (
 from ...support.faulty_stores import Fault, faulty
 
 
-def test_what_is_committed_is_read_back(store):
+def test_committed_results_are_read_back(store):
     assert read_committed(store) == {}
     a, b = planned("a"), planned("b")
     record = commit(store, shard_of(b, a))
@@ -45,20 +46,20 @@ def test_what_is_committed_is_read_back(store):
         assert (one.training_fingerprint, one.rendering_fingerprint, one.macro_class) == ("t1", "r1", "mug")
 
 
-def test_a_record_carries_the_average_scores_of_every_variant(store):
+def test_record_has_the_mean_scores_of_every_variant(store):
     commit(store, shard_of(planned("a")), score=0.5)
     scores = read_committed(store)["a"].scores
     assert set(scores) == {"base", "lag"}
     assert dataclasses.astuple(scores["lag"]) == (2, 0.5, 0.25, 2)
 
 
-def test_unscored_renderings_have_no_average(store):
+def test_unscored_renderings_have_no_mean_score(store):
     concept = planned("a")
     commit(store, shard_of(concept), renderings=unscored(rendering_rows_of(concept)))
     assert dataclasses.astuple(read_committed(store)["a"].scores["lag"]) == (2, None, None, None)
 
 
-def test_a_record_knows_the_bytes_it_speaks_of(store):
+def test_record_has_digests_of_residuals_and_renderings(store):
     a, b = planned("a"), planned("b")
     commit(store, shard_of(b, a))
     for concept in (a, b):
@@ -72,7 +73,7 @@ def test_a_record_knows_the_bytes_it_speaks_of(store):
     assert second.renderings_digest != first.renderings_digest
 
 
-def test_a_residual_that_was_taken_away_meanwhile_is_not_pointed_to(store):
+def test_deleted_residual_is_not_referred_to_by_a_record(store):
     commit(store, shard_of(planned("a")))
     held = read_committed(store)["a"]
     store.delete(held.residual_file)
@@ -81,16 +82,16 @@ def test_a_residual_that_was_taken_away_meanwhile_is_not_pointed_to(store):
     assert read_committed(store)["a"] == held
 
 
-def test_two_attempts_of_one_shard_have_one_winner_in_either_order(tmp_path):
+def test_first_of_two_attempts_wins_in_either_order(tmp_path):
     shard = shard_of(planned("a"))
     for order in (("001", "002"), ("002", "001")):
         store = CatalogStore(str(tmp_path / order[0]))
         for attempt in order:
             commit(store, shard, attempt=attempt)
-        assert read_committed(store)["a"].residual_file == store.residual_file("run-1", shard.shard_id, "001")
+        assert read_committed(store)["a"].residual_file == AttemptPaths("run-1", shard.shard_id, "001").residuals
 
 
-def test_an_older_runs_records_lose_even_when_they_are_written_later(store):
+def test_record_of_an_older_run_loses_even_if_written_later(store):
     commit(store, shard_of(planned("a", training="new", rendering="new")), run_id="20260102T000000Z-000000")
     commit(store, shard_of(planned("a", training="old"), planned("b")), run_id="20260101T000000Z-ffffff")
     held = read_committed(store)
@@ -99,7 +100,7 @@ def test_an_older_runs_records_lose_even_when_they_are_written_later(store):
     assert held["b"].training_fingerprint == "t1"
 
 
-def test_rendering_again_keeps_the_residual_where_it_is(store):
+def test_render_shard_refers_to_the_committed_residual(store):
     commit(store, shard_of(planned("a"), planned("b")), run_id="run-1")
     first = read_committed(store)["b"]
     commit(store, shard_of(planned("b", rendering="r2", committed=first), kind="render"), run_id="run-2")
@@ -111,7 +112,7 @@ def test_rendering_again_keeps_the_residual_where_it_is(store):
     assert len(store.list("residuals")) == 1
 
 
-def test_a_failed_concept_leaves_its_shard_mates_and_its_own_earlier_result_alone(store):
+def test_failed_concept_keeps_its_earlier_result_and_its_shard_mates_are_committed(store):
     commit(store, shard_of(planned("a")), run_id="run-1")
     a, b = planned("a", training="t2"), planned("b")
     failure = ConceptFailure("a", "train", "the loss is not a number", "lower training.learning_rate")
@@ -127,7 +128,7 @@ def test_a_failed_concept_leaves_its_shard_mates_and_its_own_earlier_result_alon
     assert {name: one.training_fingerprint for name, one in read_committed(store).items()} == {"a": "t1", "b": "t1"}
 
 
-def test_a_shard_in_which_everything_failed_is_a_record_without_files(store):
+def test_shard_of_failed_concepts_is_a_record_without_files(store):
     failures = [ConceptFailure("a", "load", "no references")]
     commit(store, shard_of(planned("a")), residuals=[], renderings=[], failures=tuple(failures))
     assert read_committed(store) == {}
@@ -161,12 +162,12 @@ def test_rows_that_do_not_cover_the_shard_are_refused(fault):
     assert store.list("") == []
 
 
-def test_rendering_only_needs_a_committed_residual():
+def test_render_shard_without_a_committed_residual_is_refused():
     with pytest.raises(ValueError, match="no committed residual"):
         commit(memory_store(), shard_of(planned("a"), kind="render"))
 
 
-def test_one_concept_of_a_shard_costs_little_to_read(tmp_path, monkeypatch):
+def test_reading_one_concept_takes_few_requests_and_bytes(tmp_path, monkeypatch):
     """At most four range reads, and no more bytes than its own row and the file's footer."""
     store = CatalogStore(str(tmp_path))
     concepts = [planned(f"c{number:02}") for number in range(16)]
@@ -193,7 +194,7 @@ def test_one_concept_of_a_shard_costs_little_to_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "swapped"])
-def test_a_damaged_data_file_is_named_and_never_read_as_something_else(tmp_path, damage):
+def test_damaged_data_file_is_named(tmp_path, damage):
     store = CatalogStore(str(tmp_path))
     commit(store, shard_of(planned("a"), planned("b")))
     held = read_committed(store)["a"]
@@ -217,7 +218,7 @@ _AS_FAR_AS_THE_RECORD = ["pipe_file", "info", "pipe_file", "info", "pipe_file"]
 
 
 class AttemptsInAnyOrder(RuleBasedStateMachine):
-    """Runs, attempts and crashes in any order, against a dictionary that says what a reader must see."""
+    """Runs, attempts and crashes in any order, compared with a dictionary of what a reader must see."""
 
     def __init__(self) -> None:
         super().__init__()

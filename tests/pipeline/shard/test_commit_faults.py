@@ -1,6 +1,6 @@
-"""Something goes wrong at every store operation of one commit, one by one: a reader sees all of it or none.
+"""Faults at each store operation of a commit: a reader sees all of it or nothing, and a retry completes it.
 
-And another attempt then ends in the catalog that an undisturbed one would have made.
+After the retry, the catalog is the one that an undisturbed commit gives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.planning.plan import Shard
 
 from ...support.catalog_digest import concept_digests
-from ...support.catalog_samples import commit, memory_store, planned, shard_of
+from ...support.catalog_factories import commit, memory_store, planned, shard_of
 from ...support.faulty_stores import Fault, faulty
 from ...support.s3_server import Fault as ServerFault
 from ...support.s3_server import Request
@@ -25,7 +25,7 @@ NAMES = ("a", "b")
 
 
 def held_before(store: CatalogStore, kind: str) -> Shard:
-    """A catalog with an earlier run in it; returns the shard that is to be committed next."""
+    """Commit an earlier run, and return the shard that is committed next."""
     commit(store, shard_of(*map(planned, NAMES)), run_id="run-1")
     held = read_committed(store)
     training = "t2" if kind == "train" else "t1"
@@ -33,8 +33,8 @@ def held_before(store: CatalogStore, kind: str) -> Shard:
     return shard_of(*changed, kind=kind)
 
 
-def seen(store: CatalogStore) -> dict[str, Any]:
-    """All that a reader can see of a catalog."""
+def visible(store: CatalogStore) -> dict[str, Any]:
+    """Return everything that a reader sees in a catalog."""
     return {
         concept_id: (read_residual(store, one), read_renderings(store, one))
         for concept_id, one in read_committed(store).items()
@@ -47,28 +47,28 @@ def kind(request) -> str:
 
 
 @pytest.fixture
-def quiet(kind) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """What a reader sees before and after a commit that nothing disturbs, and the digests of its concepts."""
+def undisturbed(kind) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """What a reader sees before and after an undisturbed commit, and the digests of its concepts."""
     store = memory_store()
     shard = held_before(store, kind)
-    before = seen(store)
+    before = visible(store)
     commit(store, shard, run_id="run-2")
-    return before, seen(store), concept_digests(store)
+    return before, visible(store), concept_digests(store)
 
 
-def check_seen_whole_or_not_at_all(store: CatalogStore, shard: Shard, quiet: tuple[Any, Any, Any]) -> None:
-    """A reader sees the state before or after; another attempt then ends as a quiet one does."""
-    before, after, digests = quiet
-    assert seen(store) in (before, after)
+def check_visible_in_full_or_not_at_all(store: CatalogStore, shard: Shard, undisturbed: tuple[Any, Any, Any]) -> None:
+    """Check that a reader sees the state before or after the commit, and that a retry completes it."""
+    before, after, digests = undisturbed
+    assert visible(store) in (before, after)
     commit(store, shard, run_id="run-2", attempt="002")
-    assert seen(store) == after
+    assert visible(store) == after
     assert concept_digests(store) == digests
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "truncated", "shortened"])
 @pytest.mark.parametrize("where", ["disk", "memory"])
-def test_a_commit_that_fails_at_any_operation_is_seen_whole_or_not_at_all(
-    where, fault: Fault, kind, quiet, tmp_path, monkeypatch
+def test_commit_that_fails_at_any_operation_is_visible_in_full_or_not_at_all(
+    where, fault: Fault, kind, undisturbed, tmp_path, monkeypatch
 ):
     operations = 6 if kind == "train" else 5  # each put and its size; and whether the old residual is still there
     for failing in range(1, operations + 1):
@@ -82,7 +82,7 @@ def test_a_commit_that_fails_at_any_operation_is_seen_whole_or_not_at_all(
                 assert len(faults.operations) == failing or fault == "shortened"
             else:
                 pytest.fail(f"operation {failing} failed and the commit did not")
-        check_seen_whole_or_not_at_all(store, shard, quiet)
+        check_visible_in_full_or_not_at_all(store, shard, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_a_commit_that_fails_at_any_operation_is_seen_whole_or_not_at_all(
         for kind in ("train", "render")
     ],
 )
-def test_a_commit_that_fails_at_any_request_to_s3_is_seen_whole_or_not_at_all(
-    fault: ServerFault, kind, quiet, s3, s3_store, monkeypatch
+def test_commit_that_fails_at_any_s3_request_is_visible_in_full_or_not_at_all(
+    fault: ServerFault, kind, undisturbed, s3, s3_store, monkeypatch
 ):
     monkeypatch.setattr(s3_store._fs, "retries", 1)
     monkeypatch.setattr(s3.faults, "timeout_s", 0.05)
     requests = 6 if kind == "train" else 5
     for failing in range(1, requests + 1):
-        store = CatalogStore(f"{s3_store.uri}-{failing}", patience_s=0)
+        store = CatalogStore(f"{s3_store.uri}-{failing}", retry_s=0)
         shard = held_before(store, kind)
         came: list[Request] = []
 
@@ -115,23 +115,25 @@ def test_a_commit_that_fails_at_any_request_to_s3_is_seen_whole_or_not_at_all(
         assert len({(one.method, one.path) for one in came}) == failing
         if fault == "truncated" and failing == requests - 1:
             assert len(torn_records(store)) == 1
-        check_seen_whole_or_not_at_all(store, shard, quiet)
+        check_visible_in_full_or_not_at_all(store, shard, undisturbed)
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "truncated"])
-def test_a_patient_commit_survives_one_fault_at_any_operation(store, fault: Fault, kind, quiet, monkeypatch):
+def test_commit_with_retries_survives_a_fault_at_every_other_operation(
+    store, fault: Fault, kind, undisturbed, monkeypatch
+):
     shard = held_before(store, kind)
     with monkeypatch.context() as patched:
-        broken, faults = faulty(store, lambda number: fault if number % 2 else None, patched, patience_s=60)
+        broken, faults = faulty(store, lambda number: fault if number % 2 else None, patched, retry_s=60)
         record = commit(broken, shard, run_id="run-2")
     assert len(faults.operations) >= 10
     assert record.attempt == "001" and len(read_committed(store)) == len(NAMES)
-    assert (seen(store), concept_digests(store)) == quiet[1:]
+    assert (visible(store), concept_digests(store)) == undisturbed[1:]
 
 
-def test_patience_ends(store, monkeypatch):
+def test_retries_end_after_retry_s(store, monkeypatch):
     with monkeypatch.context() as patched:
-        broken, faults = faulty(store, lambda number: "before", patched, patience_s=0.5)
+        broken, faults = faulty(store, lambda number: "before", patched, retry_s=0.5)
         with pytest.raises(StoreUnavailable, match=r"cannot write .*residuals/.*ConnectionResetError.*Fix: check"):
             commit(broken, shard_of(planned("a")))
     assert len(faults.operations) >= 2

@@ -1,4 +1,4 @@
-"""What a shard has in memory before it gets the device: scaled pictures, residuals to go on from, or a failure."""
+"""The load stage: scaled references, committed residuals, and failures of concepts that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.planning.fingerprint import fingerprint
 from persres.pipeline.planning.plan import PlannedConcept, Shard
 from persres.pipeline.planning.run_models import resolve_base_model, resolve_scorer
-from persres.pipeline.references.images import ReferenceSettings, digest_references
+from persres.pipeline.references.images import digest_references
+from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.shard.loading import LoadedConcept, load_shard
 from persres.pipeline.shard.personalizer import Personalizer, load_personalizer
 from persres.pipeline.shard.work import ShardWork
 from persres.pipeline.spec.run_spec import RunSpec
 
-from ...support.catalog_samples import commit, drawing, memory_store, png, rendering_rows_of, residual_row, shard_of
-from ...support.tiny_models import write_tiny_pipeline, write_tiny_scorer
+from ...support.catalog_factories import commit, drawing, memory_store, png, rendering_rows_of, residual_row, shard_of
+from ...support.tiny_models import write_tiny_models
 
 PROMPTS = ("a {concept} on grass",)
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    folder = tmp_path_factory.mktemp("models")
     return RunSpec(
-        base_model=str(write_tiny_pipeline(folder / "base", "sd1")),
-        scorer=str(write_tiny_scorer(folder / "scorer")),
+        **write_tiny_models(tmp_path_factory.mktemp("models")),
         training=TrainingSettings(iterations=3, pack_size=2, warm_start=WarmStart(iterations=2)),
     )
 
@@ -62,24 +61,24 @@ def load(spec, personalizer, *concepts: PlannedConcept, kind="train", store: Cat
     return work, load_shard(work, personalizer, store or memory_store())
 
 
-def test_pictures_come_in_the_sizes_that_the_models_read(spec, personalizer):
+def test_references_are_scaled_for_the_base_model_and_for_the_scorer(spec, personalizer):
     large = planned(spec, personalizer, inline("large", 320))
     work, [loaded] = load(spec, personalizer, large)
     side = personalizer.base.resolution
-    assert [picture.shape for picture in loaded.concept.references] == [(side, side, 3)]
-    assert loaded.likenesses is not None and loaded.likenesses.shape[0] == 1 and not work.failures
+    assert [image.shape for image in loaded.concept.references] == [(side, side, 3)]
+    assert loaded.scorer_references is not None and loaded.scorer_references.shape[0] == 1 and not work.failures
     original = np.asarray(Image.open(io.BytesIO(large.row.reference_images[0].data or b"")))
-    assert torch.equal(loaded.likenesses, personalizer.scorer.prepare([original])), "scored from the original"
+    assert torch.equal(loaded.scorer_references, personalizer.scorer.prepare([original])), "prepared from the original"
 
 
-def test_what_only_needs_rendering_loads_no_pictures_to_train_on(spec, personalizer):
+def test_render_shard_loads_no_references_for_training(spec, personalizer):
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"))
     _, [loaded] = load(spec, personalizer, again, kind="render", store=store)
-    assert loaded.concept.references == () and loaded.likenesses is not None and loaded.residual is not None
+    assert loaded.concept.references == () and loaded.scorer_references is not None and loaded.residual is not None
     unscored = dataclasses.replace(personalizer, scorer=None)
     _, [loaded] = load(spec, unscored, again, kind="render", store=store)
-    assert loaded.likenesses is None
+    assert loaded.scorer_references is None
 
 
 # -- a local image that changes after the plan ---------------------------------------------------------------------
@@ -96,7 +95,7 @@ def local(picture: Path) -> ManifestRow:
     return ManifestRow(0, "one", "mug", (ReferenceSource(str(picture)),), PROMPTS)
 
 
-def test_a_local_image_that_changed_after_the_plan_fails_its_concept(spec, personalizer, picture):
+def test_local_image_that_changed_after_the_plan_fails_its_concept(spec, personalizer, picture):
     before = planned(spec, personalizer, local(picture))
     other = planned(spec, personalizer, inline("other"))
     assert not load(spec, personalizer, before)[0].failures
@@ -107,13 +106,13 @@ def test_a_local_image_that_changed_after_the_plan_fails_its_concept(spec, perso
     assert failure.stage == "load" and "have changed since" in failure.reason and "submit again" in failure.fix
 
 
-def test_a_local_image_that_was_only_touched_is_the_same_image(spec, personalizer, picture):
+def test_local_image_with_another_time_is_unchanged(spec, personalizer, picture):
     before = planned(spec, personalizer, local(picture))
     os.utime(picture, (1, 1))
     assert not load(spec, personalizer, before)[0].failures
 
 
-def test_images_planned_by_size_and_time_are_taken_as_they_are(spec, personalizer, picture):
+def test_images_planned_by_size_and_time_are_not_checked(spec, personalizer, picture):
     by_time = spec.model_copy(update={"references": ReferenceSettings(digest="stat")})
     before = planned(by_time, personalizer, local(picture))
     picture.write_bytes(png(drawing("another", 40)))
@@ -124,28 +123,28 @@ def test_images_planned_by_size_and_time_are_taken_as_they_are(spec, personalize
 
 
 def trained_before(spec, personalizer, store, row: ManifestRow, *, fraction=None, identifier=False, **columns):
-    """The concept as the catalog holds it: with a residual as `columns` and the arguments say."""
+    """Commit a residual with the given properties and row values, and return the concept with it."""
     one = planned(spec, personalizer, row)
     residual = initialize_residual(
         personalizer.base.target_layers,
         rank_fraction=fraction or spec.training.rank_fraction,
         a_std=0.01,
         seed=1,
-        identifier=torch.zeros(32) if identifier else None,
     )
+    residual = dataclasses.replace(residual, identifier=torch.zeros(32) if identifier else None)
     values = {"base_model_revision": personalizer.base.revision, "residual": residual.to_bytes()} | columns
     commit(store, shard_of(one), residuals=[residual_row(one, **values)], renderings=rendering_rows_of(one))
     return dataclasses.replace(one, committed=read_committed(store)[row.concept_id])
 
 
-def test_a_changed_concept_starts_from_its_committed_residual(spec, personalizer):
+def test_changed_concept_starts_from_its_committed_residual(spec, personalizer):
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"))
     work, [loaded] = load(spec, personalizer, again, store=store)
     assert loaded.residual is not None and not work.notes
     cold = spec.model_copy(update={"training": spec.training.model_copy(update={"warm_start": None})})
     _, [loaded] = load(cold, personalizer, again, store=store)
-    assert loaded.residual is None, "only where the spec asks for it"
+    assert loaded.residual is None, "only if the spec has warm starts"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_a_changed_concept_starts_from_its_committed_residual(spec, personalizer
         ({"residual": b"torn"}, "not a residual"),
     ],
 )
-def test_a_residual_that_does_not_fit_means_a_cold_start_and_a_note(spec, personalizer, made, reason):
+def test_residual_that_does_not_fit_gives_a_cold_start_and_a_note(spec, personalizer, made, reason):
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"), **made)
     work, [loaded] = load(spec, personalizer, again, store=store)
@@ -167,7 +166,7 @@ def test_a_residual_that_does_not_fit_means_a_cold_start_and_a_note(spec, person
     assert note.startswith("concept one starts cold: ") and reason in note
 
 
-def test_a_residual_that_is_gone_means_a_cold_start(spec, personalizer):
+def test_deleted_residual_gives_a_cold_start_and_a_note(spec, personalizer):
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"))
     assert again.committed is not None
@@ -176,7 +175,7 @@ def test_a_residual_that_is_gone_means_a_cold_start(spec, personalizer):
     assert loaded.residual is None and "starts cold" in work.notes[0]
 
 
-def test_a_residual_to_render_with_that_is_gone_is_the_stores_failure(spec, personalizer):
+def test_deleted_residual_in_a_render_shard_is_a_store_error(spec, personalizer):
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"))
     assert again.committed is not None
@@ -185,7 +184,7 @@ def test_a_residual_to_render_with_that_is_gone_is_the_stores_failure(spec, pers
         load(spec, personalizer, again, kind="render", store=store)
 
 
-def test_concepts_come_in_the_shards_order(spec, personalizer):
+def test_concepts_are_loaded_in_the_shards_order(spec, personalizer):
     names = [f"c{number}" for number in range(9)]
     _, loaded = load(spec, personalizer, *(planned(spec, personalizer, inline(name)) for name in names))
     assert [one.concept.concept_id for one in loaded] == names and isinstance(loaded[0], LoadedConcept)

@@ -1,4 +1,4 @@
-"""What a worker loads once: models, a pack size, and a tokenizer that the loading thread has to itself."""
+"""Loading a worker's models: number format, identifier token, and the tokenizer of the loading thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persres.pipeline.planning.run_models import resolve_base_model
 from persres.pipeline.shard.personalizer import load_personalizer
 from persres.pipeline.spec.run_spec import RunSpec
 
-from ...support.catalog_samples import memory_store
+from ...support.catalog_factories import memory_store
 from ...support.tiny_models import write_tiny_pipeline
 
 
@@ -29,19 +29,19 @@ def load(base_model: Path, **training):
     return load_personalizer(spec, resolve_base_model(spec), None, "cpu", memory_store())
 
 
-def test_on_the_cpu_models_are_float32_and_a_fixed_pack_size_is_taken_as_it_is(base_model):
+def test_personalizer_on_a_cpu_is_float32_with_the_specs_pack_size(base_model):
     personalizer = load(base_model, pack_size=3)
     assert personalizer.base.dtype == torch.float32 and personalizer.scorer is None
     assert personalizer.pack_size == 3
 
 
-def test_an_identifier_the_tokenizer_does_not_know_stops_the_worker_at_once(base_model):
+def test_unknown_identifier_token_is_refused(base_model):
     with pytest.raises(InvalidInput, match="identifier_token 'qqq'"):
         load(base_model, identifier_token="qqq")
 
 
-def test_prompts_can_be_checked_while_others_are_being_tokenized(base_model):
-    """One tokenizer in two threads raises "Already borrowed" sooner or later."""
+def test_loading_tokenizer_is_safe_to_use_beside_the_base_models(base_model):
+    """Using one tokenizer in two threads sooner or later raises "Already borrowed"."""
     personalizer = load(base_model, pack_size=1)
 
     def tokenize(tokenizer) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Whatever a run spec holds, loading it ends in a spec that survives YAML, or in an error that says what to do."""
+"""Loading any text gives a run spec that YAML preserves, or an error with a fix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from persres.pipeline.spec.run_spec import RunSpec
 
 
 def load(text: str | bytes) -> RunSpec | None:
-    """The spec, or None where it is refused as it should be."""
+    """The spec, or None if it is invalid; checks the error's message."""
     try:
         spec = RunSpec.from_yaml(text)
     except InvalidInput as refused:
-        told = str(refused)
-        assert "Fix: " in told and told.encode() and len(told) < 20_000, told
+        message = str(refused)
+        assert "Fix: " in message and message.encode() and len(message) < 20_000, message
         return None
     assert RunSpec.from_yaml(spec.to_yaml()) == spec
     assert RunSpec.from_yaml(spec.to_yaml(comments=True)) == spec
@@ -28,7 +28,7 @@ def load(text: str | bytes) -> RunSpec | None:
 
 
 def settings_of(group: type[Settings]) -> dict[str, type[Settings] | None]:
-    """The names of a group's settings, with the group behind each, if it is one."""
+    """The names of a group's settings, each with its group if it is nested."""
     kinds = {name: field.annotation for name, field in group.model_fields.items()}
     return {name: kind if _is_group(kind) else None for name, kind in kinds.items()}
 
@@ -38,12 +38,12 @@ def _is_group(kind: Any) -> bool:
 
 
 TAGS = "int float bool null timestamp binary set omap pairs merge value map str".split()  # noqa: SIM905
-words = st.sampled_from(
+yaml_values = st.sampled_from(
     ["1", "-1", "1e3", "1e400", ".nan", ".inf", "null", "~", "yes", "0x1F", "0o17", "1:30", "2026-13-45", "''", "[]",
      "{}", "&a x", "*a", "|", ">-", "<<: *a", "!!python/name:os.system", "a: b: c", "\t", "\ud800", "\0",
      "- -", "? x", "%YAML 9"]
 )  # fmt: skip
-tagged = st.builds("!!{} {}".format, st.sampled_from(TAGS), words | st.text(max_size=5))
+tagged = st.builds("!!{} {}".format, st.sampled_from(TAGS), yaml_values | st.text(max_size=5))
 any_value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.just("a {concept}"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -55,18 +55,18 @@ any_value = st.recursive(
 @example(b"[" * 60_000)
 @example(b"a: " * 20_000)
 @example(b"\xef\xbb\xbfseed: 1")
-def test_any_bytes(content):
+def test_arbitrary_bytes_are_a_spec_or_invalid_input(content):
     load(content)
 
 
 @given(st.text(max_size=120))
-def test_any_text(text):
+def test_arbitrary_text_is_a_spec_or_invalid_input(text):
     load(text)
 
 
-@given(st.sampled_from([*RunSpec.model_fields, "x"]), words | tagged)
+@given(st.sampled_from([*RunSpec.model_fields, "x"]), yaml_values | tagged)
 @settings(max_examples=300)
-def test_a_setting_with_any_yaml_behind_it(name, value):
+def test_setting_with_an_arbitrary_value_is_a_spec_or_invalid_input(name, value):
     load(f"{name}: {value}")
 
 
@@ -87,12 +87,12 @@ def values_for(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(values_for())
 @settings(max_examples=300)
-def test_any_values(values):
+def test_arbitrary_settings_are_a_spec_or_invalid_input(values):
     load(json.dumps(values))
 
 
 @pytest.mark.parametrize("depth", [3, 9])
-def test_aliases_that_stand_for_ever_larger_values(depth):
+def test_nested_aliases_are_invalid_input(depth):
     lines = ["x: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"x{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(depth)]
     for setting in ("seed", "prompts", "training", "base_model"):

@@ -48,7 +48,7 @@ def test_captions_stay_within_vocabulary_and_length(tokenizer: CLIPTokenizer) ->
     assert 20 < seen_letters < 100
 
 
-def test_captions_say_what_the_recipe_says() -> None:
+def test_captions_have_the_documented_shares() -> None:
     texts = [caption(SCENE, rng_for("share", i)) for i in range(4_000)]
     said = [text for text in texts if text]
     rare = sum(bool(set(text.split()) & set(RARE_WORDS)) for text in said) / len(said)
@@ -59,7 +59,7 @@ def test_captions_say_what_the_recipe_says() -> None:
     assert all("mug" in text for text in said)
 
 
-def test_a_stated_caption_states_what_it_says() -> None:
+def test_stated_caption_contains_what_it_states() -> None:
     for i in range(200):
         text, (_, background, body, pattern) = stated_caption(SCENE, rng_for("stated", i))
         assert background == any(text.endswith(phrase) for phrase in BACKGROUND_PHRASES["checkered floor"])
@@ -76,17 +76,17 @@ def test_a_stated_caption_states_what_it_says() -> None:
         "a photo of a {}",
     ],
 )
-def test_the_usual_templates_are_covered(template: str) -> None:
+def test_usual_templates_are_in_the_vocabulary(template: str) -> None:
     words = {word for word in template.split() if word != "{}"}
     assert words <= set(vocabulary())
 
 
-def test_plain_prompts_read_as_people_write() -> None:
+def test_plain_prompts_have_the_right_article() -> None:
     assert plain_prompt("mug", "grass", "orange") == "a photo of an orange mug on grass"
     assert {plain_prompt(k, b) for k in CLASSES for b in BACKGROUNDS}.__len__() == 48
 
 
-def test_the_tokenizer_survives_a_round_trip(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_tokenizer_survives_saving(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     again = CLIPTokenizer.from_pretrained(tmp_path)
     text = "a photo of an orange mug on a checkered floor"

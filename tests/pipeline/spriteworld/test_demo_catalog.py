@@ -22,7 +22,7 @@ from persres.pipeline.spriteworld.demo_catalog import (
 from persres.pipeline.spriteworld.world import CLASSES
 
 
-def test_the_manifest_names_pictures_that_exist(tmp_path: Path) -> None:
+def test_manifest_names_images_that_exist(tmp_path: Path) -> None:
     write_demo(tmp_path)
     table = pq.read_table(tmp_path / "manifest.parquet")
     assert table.schema.equals(MANIFEST_SCHEMA)
@@ -46,21 +46,21 @@ def test_prompts_ask_for_other_backgrounds_than_the_references(tmp_path: Path) -
         assert not any(phrase in prompt for prompt in row["prompts"] for phrase in BACKGROUND_PHRASES[home])
 
 
-def test_metadata_brings_the_identity_back(tmp_path: Path) -> None:
+def test_metadata_gives_the_identity(tmp_path: Path) -> None:
     write_demo(tmp_path, concepts=3, references=1, seed=5)
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
     told = [(row["concept_id"], identity_from_json(dict(row["metadata"])["identity"])) for row in rows]
     assert told == demo_identities(3, seed=5)
 
 
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_files_of_a_seed_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_demo(tmp_path / name, concepts=2, references=2)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert files and all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_many_concepts_keep_their_ids_apart() -> None:
+def test_many_concepts_have_distinct_ids() -> None:
     many = demo_identities(60)
     assert len({concept_id for concept_id, _ in many}) == 60
     assert {who.macro_class for _, who in many} == set(CLASSES)

@@ -14,16 +14,16 @@ from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.manifest.scan import read_manifest
 from persres.pipeline.planning.plan import PlannedConcept
 from persres.pipeline.spriteworld.demo_catalog import identity_from_json, write_demo
-from persres.pipeline.spriteworld.training.judge_demo import background_asked_for, judge_catalog
+from persres.pipeline.spriteworld.training.judge_demo import background_of, judge_catalog
 from persres.pipeline.spriteworld.training.showcase import showcase
 from persres.pipeline.spriteworld.world import draw, random_identity
 
-from ...support.catalog_samples import commit, png, rendering_rows_of, shard_of
+from ...support.catalog_factories import commit, png, rendering_rows_of, shard_of
 
 
 def picture_of(variant: str, row, template: str) -> np.ndarray:
     """base: another sprite in the right place; residual: the right sprite where its references are; lag: the truth."""
-    who, asked = identity_from_json(row.metadata["identity"]), background_asked_for(template)
+    who, asked = identity_from_json(row.metadata["identity"]), background_of(template)
     if variant == "base":
         return draw(random_identity("somebody else", row.macro_class), asked, "any")[0]
     return draw(who, row.metadata["reference_background"] if variant == "residual" else asked, "any")[0]
@@ -42,12 +42,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dataclasses.replace(sample, image=png(picture_of(sample.variant, row, sample.prompt_template)))
             for sample in rendering_rows_of(concept, variants=("base", "residual", "lag"))
         ]
-    commit(CatalogStore(str(folder / "catalog")), shard_of(*concepts), renderings=rows)
+    commit(CatalogStore(str(folder / "manifest-catalog")), shard_of(*concepts), renderings=rows)
     return folder
 
 
-def test_every_variant_gets_the_scores_it_deserves(demo: Path):
-    base, residual, lag = judge_catalog(str(demo / "catalog"), str(demo / "manifest.parquet"))
+def test_variants_get_the_scores_of_their_drawings(demo: Path):
+    base, residual, lag = judge_catalog(str(demo / "manifest-catalog"), str(demo / "manifest.parquet"))
     assert [one.variant for one in (base, residual, lag)] == ["base", "residual", "lag"]
     assert base.images == residual.images == lag.images == 12
     assert lag.identity > 0.75 and lag.identity > base.identity + 0.3
@@ -55,12 +55,12 @@ def test_every_variant_gets_the_scores_it_deserves(demo: Path):
     assert lag.prompt > residual.prompt
 
 
-def test_the_showcase_has_a_row_a_concept(demo: Path):
+def test_showcase_has_a_row_per_concept(demo: Path):
     two, three = showcase(demo, concepts=2), showcase(demo, concepts=3)
     assert two.width == three.width and three.height > two.height
     assert np.asarray(three).std() > 10
 
 
-def test_a_prompt_without_a_background_of_this_world_cannot_be_judged():
+def test_prompt_without_a_known_background_is_refused():
     with pytest.raises(InvalidInput, match="names no background"):
-        background_asked_for("a photo of a {concept} on the moon")
+        background_of("a photo of a {concept} on the moon")

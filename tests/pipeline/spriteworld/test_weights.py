@@ -14,15 +14,15 @@ from persres.pipeline.spriteworld.training.regenerate import content_digest
 from persres.pipeline.spriteworld.world import BACKGROUNDS, CLASSES, draw, random_identity
 
 
-def test_all_weights_together_are_small() -> None:
+def test_weights_are_small() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 12_000_000
 
 
-def test_the_revision_is_the_content() -> None:
+def test_revision_is_the_digest_of_the_content() -> None:
     assert content_digest(WEIGHTS) == REVISION
 
 
-def test_the_base_model_is_a_stable_diffusion_pipeline() -> None:
+def test_base_model_is_a_stable_diffusion_pipeline() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(base_model_path(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     settings = pipeline.scheduler.config
@@ -36,7 +36,7 @@ def test_the_base_model_is_a_stable_diffusion_pipeline() -> None:
     assert np.asarray(images).shape == (1, 64, 64, 3) and np.isfinite(images).all()
 
 
-def test_the_scorer_tells_classes_backgrounds_and_identities_apart() -> None:
+def test_scorer_separates_classes_backgrounds_and_identities() -> None:
     scorer = CLIPModel.from_pretrained(scorer_path(), dtype=torch.float32).eval()
     processor = CLIPProcessor.from_pretrained(scorer_path())
     pairs = [(kind, background) for kind in CLASSES for background in BACKGROUNDS]

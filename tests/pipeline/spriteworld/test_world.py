@@ -17,7 +17,7 @@ from persres.pipeline.spriteworld.world import (
 )
 
 
-def test_a_seed_means_the_same_numbers_everywhere() -> None:
+def test_rng_gives_the_same_numbers_everywhere() -> None:
     assert rng_for("a", 1).integers(1_000_000, size=3).tolist() == [886384, 289552, 258099]
     assert rng_for("a", 1).random() != rng_for("a", 2).random()
 
@@ -34,7 +34,7 @@ def test_drawing_is_deterministic_and_well_formed(kind: str, background: str) ->
     assert 0.12 < mask.mean() < 0.55
 
 
-def test_pictures_have_not_changed() -> None:
+def test_drawings_have_not_changed() -> None:
     """Coarse statistics: another version of the drawing library may round differently, but not draw differently."""
     for kind, golden in GOLDEN_MEANS.items():
         picture, mask = draw(random_identity(f"golden/{kind}", kind), "grass", "golden")
@@ -43,7 +43,7 @@ def test_pictures_have_not_changed() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_the_mask_is_where_the_identity_shows(kind: str) -> None:
+def test_mask_is_where_identities_differ(kind: str) -> None:
     """Two identities drawn alike differ inside the mask only, but for the anti-aliased edge."""
     first = random_identity("mask/0", kind)
     others = (random_identity(f"mask/{i}", kind) for i in range(1, 50))
@@ -57,7 +57,7 @@ def test_the_mask_is_where_the_identity_shows(kind: str) -> None:
     assert not changed[~mask].any()
 
 
-def test_the_body_colour_dominates_the_sprite() -> None:
+def test_body_colour_dominates_the_sprite() -> None:
     dominant = 0
     for i in range(60):
         who = random_identity(f"body/{i}")
@@ -76,7 +76,7 @@ def test_identities_cover_the_world() -> None:
     assert len(set(many)) == len(many)
 
 
-def test_a_sprite_stands_inside_its_picture() -> None:
+def test_sprite_is_inside_its_image() -> None:
     for i in range(60):
         _, mask = draw(random_identity(f"inside/{i}"), "studio", i)
         border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])

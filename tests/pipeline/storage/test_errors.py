@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from s3fs.errors import translate_boto_error
 
 from persres.core.errors import StoreError
-from persres.pipeline.storage.errors import fix_for, is_precondition_failed, meaning_of
+from persres.pipeline.storage.errors import error_kind, fix_for, is_precondition_failed
 
 
 def s3_error(code: str, status: int) -> Exception:
@@ -26,28 +26,28 @@ class HttpError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "meaning"),
+    ("error", "kind"),
     [
-        (s3_error("SlowDown", 503), "passing"),
-        (s3_error("ServiceUnavailable", 503), "passing"),
-        (s3_error("InternalError", 500), "passing"),
-        (s3_error("RequestTimeout", 400), "passing"),
-        (s3_error("IncompleteBody", 400), "passing"),
-        (s3_error("OperationAborted", 409), "passing"),
-        (s3_error("SomethingNew", 502), "passing"),
+        (s3_error("SlowDown", 503), "transient"),
+        (s3_error("ServiceUnavailable", 503), "transient"),
+        (s3_error("InternalError", 500), "transient"),
+        (s3_error("RequestTimeout", 400), "transient"),
+        (s3_error("IncompleteBody", 400), "transient"),
+        (s3_error("OperationAborted", 409), "transient"),
+        (s3_error("SomethingNew", 502), "transient"),
         (s3_error("AccessDenied", 403), "refused"),
         (s3_error("ExpiredToken", 400), "refused"),
         (s3_error("InvalidBucketName", 400), "refused"),
         (s3_error("PermanentRedirect", 301), "refused"),
         (s3_error("NoSuchBucket", 404), "missing"),
-        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), "passing"),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), "transient"),
         (NoCredentialsError(), "refused"),
         (ProfileNotFound(profile="nobody"), "refused"),
-        (ConnectionResetError(errno.ECONNRESET, "reset"), "passing"),
-        (TimeoutError(), "passing"),
-        (json.JSONDecodeError("half an answer", "", 0), "passing"),
-        (HttpError(code=429), "passing"),
-        (HttpError(status_code=503), "passing"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "transient"),
+        (TimeoutError(), "transient"),
+        (json.JSONDecodeError("half an answer", "", 0), "transient"),
+        (HttpError(code=429), "transient"),
+        (HttpError(status_code=503), "transient"),
         (HttpError(status=401), "refused"),
         (OSError(errno.ENOSPC, "full"), "refused"),
         (ValueError("no such region"), "refused"),
@@ -55,19 +55,20 @@ class HttpError(Exception):
         (StoreError("already named"), "bug"),
         (TypeError("ours"), "bug"),
         (KeyError("ours"), "bug"),
+        (MemoryError(), "bug"),
         (KeyboardInterrupt(), "bug"),
     ],
 )
-def test_errors_of_object_stores(error, meaning):
-    assert meaning_of(error, on_disk=False) == meaning
+def test_error_kind_of_object_stores(error, kind):
+    assert error_kind(error, on_disk=False) == kind
 
 
 @pytest.mark.parametrize(
-    ("number", "meaning"),
+    ("number", "kind"),
     [
-        (errno.EIO, "passing"),
-        (errno.ESTALE, "passing"),
-        (errno.EAGAIN, "passing"),
+        (errno.EIO, "transient"),
+        (errno.ESTALE, "transient"),
+        (errno.EAGAIN, "transient"),
         (errno.ENOSPC, "refused"),
         (errno.EDQUOT, "refused"),
         (errno.EROFS, "refused"),
@@ -76,29 +77,29 @@ def test_errors_of_object_stores(error, meaning):
         (errno.ENOENT, "missing"),
     ],
 )
-def test_errors_of_disks(number, meaning):
-    assert meaning_of(OSError(number, "no"), on_disk=True) == meaning
+def test_error_kind_of_disks(number, kind):
+    assert error_kind(OSError(number, "no"), on_disk=True) == kind
 
 
 @pytest.mark.parametrize(
-    ("error", "writing", "words"),
+    ("error", "writing", "fix"),
     [
         (OSError(errno.ENOSPC, "full"), True, "make room"),
         (OSError(errno.EROFS, "read-only"), True, "give this user the right"),
         (s3_error("AccessDenied", 403), False, "give this user the right"),
         (HttpError(status=401), False, "give this user the right"),
-        (NoCredentialsError(), False, "give credentials by the environment or a named profile"),
+        (NoCredentialsError(), False, "give credentials in the environment or in a named profile"),
         (s3_error("NoSuchBucket", 404), True, "create the bucket"),
-        (s3_error("NoSuchKey", 404), False, "nobody removes its files"),
+        (s3_error("NoSuchKey", 404), False, "nothing else removes its files"),
         (s3_error("PermanentRedirect", 301), True, "region"),
         (s3_error("SlowDown", 503), True, "can be reached"),
     ],
 )
-def test_every_kind_of_refusal_has_its_own_fix(error, writing, words):
-    assert words in fix_for(error, meaning=meaning_of(error, on_disk=False), writing=writing)
+def test_fix_names_what_to_do_about_each_kind_of_error(error, writing, fix):
+    assert fix in fix_for(error, kind=error_kind(error, on_disk=False), writing=writing)
 
 
-def test_stores_decline_a_condition_in_different_words():
+def test_precondition_failed_is_recognized_in_every_form():
     assert is_precondition_failed(FileExistsError())
     assert is_precondition_failed(s3_error("PreconditionFailed", 412))  # some name no condition with it
     assert is_precondition_failed(HttpError(code=412))

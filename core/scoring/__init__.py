@@ -1,0 +1,1 @@
+"""Scoring renderings: settings, CLIP alignment with prompt and references, the gate."""

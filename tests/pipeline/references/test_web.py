@@ -1,0 +1,177 @@
+"""Images from web servers, on a real server that misbehaves: every fault is told for what it is, in bounded time."""
+
+from __future__ import annotations
+
+import io
+import socket
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from persres.core.errors import ConceptError
+from persres.pipeline.manifest.row import ReferenceSource
+from persres.pipeline.references.fetch import ReferenceFetcher
+from persres.pipeline.references.settings import ReferenceSettings
+
+from ...support.image_host import ImageHost, Request, image_host
+
+
+def png(side: int = 128) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def host() -> Iterator[ImageHost]:
+    with image_host(png()) as host:
+        yield host
+
+
+def fetch(method: str, uri: str, **settings: object) -> bytes | str:
+    quick = {"retry_seconds": 0.2, "connect_seconds": 2, "read_seconds": 1, "image_seconds": 2, **settings}
+    with ReferenceFetcher(ReferenceSettings.model_validate(quick)) as fetcher:
+        return getattr(fetcher, method)(ReferenceSource(uri))
+
+
+def status(number: int) -> Callable[[Request], None]:
+    return lambda request: request.send_status(number)
+
+
+@pytest.mark.parametrize("method", ["read", "digest"])
+@pytest.mark.parametrize(
+    ("number", "fix", "is_retried"),
+    [
+        (401, "login", False),
+        (403, "expired", False),
+        (404, "nothing at this address", False),
+        (410, "removed", False),
+        (429, "limits requests", True),
+        (500, "fault of its own", True),
+        (503, "fault of its own", True),
+    ],
+)
+def test_status_is_named_with_its_fix_and_retried_if_it_may_pass(host, method, number, fix, is_retried):
+    host.answers["/a.png"] = status(number)
+    with pytest.raises(ConceptError, match=f"HTTP {number}") as caught:
+        fetch(method, f"{host.address}/a.png?signature=secret")
+    assert fix in str(caught.value) and "secret" not in str(caught.value)
+    assert (host.methods("/a.png").count("GET" if method == "read" else "HEAD") > 1) == is_retried
+
+
+def test_errors_of_connections_are_told_apart(host):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/a.png"
+        with pytest.raises(ConceptError, match="connection refused"):
+            fetch("read", refused)
+    with pytest.raises(ConceptError, match="unknown host"):
+        fetch("read", "http://no-such-host.invalid/a.png")
+    with pytest.raises(ConceptError, match="TLS"):
+        fetch("read", host.address.replace("http:", "https:") + "/a.png")
+
+
+def test_error_that_passes_within_the_retry_time_costs_nothing(host):
+    tries = count()
+    host.answers["/a.png"] = lambda request: request.send_picture() if next(tries) >= 2 else request.send_status(503)
+    assert fetch("read", f"{host.address}/a.png", retry_seconds=5) == host.picture
+    tries = count()
+    host.answers["/b.png"] = lambda request: request.send_picture() if next(tries) else request.send_cut()
+    assert fetch("read", f"{host.address}/b.png", retry_seconds=5) == host.picture
+
+
+def test_connection_that_breaks_every_time_is_named(host):
+    host.answers["/a.png"] = Request.send_cut
+    with pytest.raises(ConceptError, match="connection broke"):
+        fetch("read", f"{host.address}/a.png")
+
+
+def test_stream_without_length_is_read_to_its_end(host):
+    host.answers["/a.png"] = Request.send_chunked
+    assert len(host.picture) > 40_000
+    assert fetch("read", f"{host.address}/a.png") == host.picture
+    assert str(fetch("digest", f"{host.address}/a.png")).startswith("sha256:")
+    with pytest.raises(ConceptError, match="more than 30000 bytes"):
+        fetch("read", f"{host.address}/a.png", max_bytes=30_000)
+
+
+def test_dripping_host_costs_no_more_than_the_time_for_an_image(host):
+    host.answers["/a.png"] = Request.send_dripping
+    started = time.monotonic()
+    with pytest.raises(ConceptError, match="no answer within"):
+        fetch("read", f"{host.address}/a.png", image_seconds=0.5, retry_seconds=0)
+    assert time.monotonic() - started < 10
+
+
+def test_dead_host_is_given_up_after_its_budget(host):
+    host.answers["/a.png"] = status(503)
+    settings = ReferenceSettings(retry_seconds=0.3, host_seconds=0.2)
+    with ReferenceFetcher(settings) as fetcher:
+        with pytest.raises(ConceptError, match="HTTP 503"):
+            fetcher.read(ReferenceSource(f"{host.address}/a.png"))
+        asked = len(host.requests)
+        with pytest.raises(ConceptError, match="is not asked any more"):
+            fetcher.read(ReferenceSource(f"{host.address}/b.png"))
+    assert len(host.requests) == asked
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:{port}/secret.png", "http://localhost:{port}/x", "http://[::1]/x", "http://10.0.0.1/x",
+               "http://169.254.169.254/latest/meta-data", "/relative.png", "http://[::ffff:127.0.0.1]/x"]
+)  # fmt: skip
+def test_redirect_reaches_no_address_inside_a_network(host, target):
+    location = target.format(port=host.address.rpartition(":")[2])
+    host.answers["/a.png"] = lambda request: request.send_status(302, Location=location)
+    with pytest.raises(ConceptError, match=r"redirects to .*inside a network.*private_redirects"):
+        fetch("read", f"{host.address}/a.png")
+    assert host.methods("/secret.png") == []
+
+
+def test_redirect_is_followed_where_the_setting_allows_it(host):
+    host.answers["/a.png"] = lambda request: request.send_status(302, Location="/b.png")
+    assert fetch("read", f"{host.address}/a.png", private_redirects=True) == host.picture
+    host.answers["/b.png"] = lambda request: request.send_status(302, Location="/a.png")
+    with pytest.raises(ConceptError, match="redirects more than 5 times"):
+        fetch("read", f"{host.address}/a.png", private_redirects=True)
+
+
+@pytest.mark.parametrize("location", ["ftp://host/a.png", "file:///etc/passwd", ""])
+def test_redirect_obeys_the_allowed_schemes(host, location):
+    host.answers["/a.png"] = lambda request: request.send_status(302, Location=location)
+    with pytest.raises(ConceptError, match="redirects"):
+        fetch("read", f"{host.address}/a.png")
+
+
+def test_address_is_sent_as_it_was_written(host):
+    path = "/a%2Fb%7e.png?sig=a%2fb%2B%20c&x=%C3%A4"
+    assert fetch("read", host.address + path) == host.picture
+    assert host.requests[-1] == ("GET", path)
+
+
+def test_etag_that_changes_every_time_falls_back_to_content(host):
+    tags = count()
+    host.answers["/a.png"] = lambda request: request.send_picture(ETag=f'"{next(tags)}"')
+    host.answers["/b.png"] = lambda request: request.send_picture(ETag='"steady"')
+    assert str(fetch("digest", f"{host.address}/a.png")).startswith("sha256:")
+    assert fetch("digest", f"{host.address}/b.png") == f"tag:steady:{len(host.picture)}"
+
+
+def test_server_that_knows_no_head_is_asked_with_get(host):
+    host.answers["/a.png"] = lambda request: (
+        request.send_status(405) if request.command == "HEAD" else request.send_picture(ETag='"x"')
+    )
+    assert fetch("digest", f"{host.address}/a.png") == f"tag:x:{len(host.picture)}"
+
+
+def test_password_in_an_address_is_used_and_not_shown(host):
+    address = host.address.replace("http://", "http://ana:pa55word@")
+    assert fetch("read", f"{address}/a.png") == host.picture
+    host.answers["/b.png"] = status(403)
+    with pytest.raises(ConceptError) as caught:
+        fetch("read", f"{address}/b.png")
+    assert "pa55word" not in str(caught.value)
