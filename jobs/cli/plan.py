@@ -101,7 +101,7 @@ def print_plan(
     with progress_bar(Console(stderr=True), "reading references") as on_digest:
         prepared = prepare_run(manifest, spec.spec, committed, on_digest=on_digest)
     run_plan: RunPlan = prepared.plan(committed)
-    workers = local_workers(where, spec.spec) if run_plan.has_work else 1  # progress_bar GPUs loads torch
+    workers = local_workers(where, spec.spec) if run_plan.has_work else 1  # counting GPUs loads torch
     shards = split_into_shards(run_plan, spec.spec, workers)
     cost = estimate_cost(
         workload_of(shards, spec.spec, prepared.base.revision),

@@ -120,7 +120,7 @@ class _Outage:
         if self._since is None:
             self._since = time.monotonic()
             self._show(
-                f"{self._server.address} does not answer; the run goes on without it. Retrying for "
+                f"{self._server.address} does not answer; the run continues without it. Retrying for "
                 f"{self._retry_s:.0f} s"
             )
         if time.monotonic() - self._since >= self._retry_s:

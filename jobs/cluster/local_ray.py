@@ -1,7 +1,7 @@
-"""Where the workers run: a Ray of our own on this machine, or the cluster this process is part of.
+"""Connecting this process to Ray: to an embedded one on this machine, or to the cluster that it is part of.
 
-Anyone who reaches a Ray without authentication can run any code. So ours requires a token, which is generated for each
-process and passed on in the environment, where other users of the machine cannot read it.
+Anyone who reaches a Ray without authentication can run any code. So the embedded Ray requires a token, which is
+generated for each process and passed on in the environment, where other users of the machine cannot read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every socket on 127.0.0.1, so nothing outside can connect
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all sockets are on 127.0.0.1, so that no other machine can connect
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 
@@ -39,15 +39,15 @@ def embedded_ray(
     metadata: Mapping[str, str] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
-    """A Ray on this machine's loopback interface, until the block ends.
+    """Run Ray on this machine's loopback interface until the block ends.
 
     It requires a token, unless RAY_AUTH_MODE says otherwise. A process that is connected to a Ray already, such as a
     notebook, keeps that one.
 
     Args:
         dashboard: also serve Ray's dashboard on http://127.0.0.1:8265; costs a second or two and some memory.
-        metadata: what the dashboard shows of this process.
-        notify: called with where the dashboard is, and where its token.
+        metadata: shown by the dashboard.
+        notify: called with a message that says where the dashboard and its token are.
     """
     _set_environment(_QUIET | _LOOPBACK | _authentication())
     import ray
@@ -56,7 +56,7 @@ def embedded_ray(
         yield
         return
     context = ray.init(
-        address="local",  # whatever RAY_ADDRESS or a cluster left behind on this machine says
+        address="local",  # regardless of RAY_ADDRESS and of other clusters on this machine
         num_cpus=cpus,
         num_gpus=gpus,
         include_dashboard=dashboard,
@@ -74,10 +74,10 @@ def embedded_ray(
 
 @contextmanager
 def joined_ray(address: str = "auto", *, metadata: Mapping[str, str] | None = None) -> Iterator[None]:
-    """The running cluster at `address`, disconnected from when the block ends.
+    """Join the running cluster at `address` until the block ends.
 
     Args:
-        metadata: what the dashboard shows of this process; a submitted job has brought its own.
+        metadata: shown by the dashboard, unless this process is a submitted job, which has its own.
     """
     _set_environment(_QUIET)
     import ray
@@ -93,13 +93,13 @@ def joined_ray(address: str = "auto", *, metadata: Mapping[str, str] | None = No
 
 
 def _set_environment(values: dict[str, str]) -> None:
-    """Set what Ray reads when it is imported; values that the user has set stay."""
+    """Set variables that Ray reads when it is imported; those that the user has set are kept."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def _authentication() -> dict[str, str]:
-    """The variables that make our Ray require a token; none where the user has chosen a mode."""
+    """The variables that make Ray require a token; none if the user has set RAY_AUTH_MODE."""
     if "RAY_AUTH_MODE" in os.environ:
         return {}
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -111,18 +111,18 @@ def _authentication() -> dict[str, str]:
 @contextmanager
 def _dashboard_access(dashboard: str | None, notify: Callable[[str], None]) -> Iterator[None]:
     """Notify how a browser gets into the dashboard, if there is one; the token is in a file until the block ends."""
-    is_asked_for = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
-    token = os.environ.get("RAY_AUTH_TOKEN") if is_asked_for else None
+    needs_token = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    token = os.environ.get("RAY_AUTH_TOKEN") if needs_token else None
     if dashboard is None or token is None:
         if dashboard is not None:
-            notify(f"Ray's dashboard: http://{dashboard}" + (", which asks for your token" if is_asked_for else ""))
+            notify(f"Ray's dashboard: http://{dashboard}" + (", which requires your token" if needs_token else ""))
         yield
         return
-    handle, name = tempfile.mkstemp(prefix="persres-dashboard-token-")  # for this user's eyes only
+    handle, name = tempfile.mkstemp(prefix="persres-dashboard-token-")  # readable by this user only
     try:
         with os.fdopen(handle, "w") as file:
             file.write(token)
-        notify(f"Ray's dashboard: http://{dashboard}, which asks for the token that is in {name}")
+        notify(f"Ray's dashboard: http://{dashboard}, which requires the token that is in {name}")
         yield
     finally:
         Path(name).unlink(missing_ok=True)

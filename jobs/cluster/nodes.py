@@ -1,4 +1,4 @@
-"""What Ray says about the machines of the cluster this process is connected to, and about those it could have."""
+"""The nodes of the cluster that this process is connected to, and those that its autoscaler may start."""
 
 from __future__ import annotations
 
@@ -13,95 +13,95 @@ import yaml
 from .device import Device
 
 LAUNCHER_FILE = "~/ray_bootstrap_config.yaml"
-"""Where Ray's cluster launcher puts the autoscaler's configuration on the head node."""
+"""Ray's cluster launcher writes the autoscaler's configuration to this file of the head node."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeType:
-    """A kind of machine that an autoscaler may start: how many at most, and what each has."""
+    """A type of node that an autoscaler may start: at most how many, and the GPUs and CPU cores of each."""
 
-    most: int
+    max_nodes: int
     gpus: int
     cpus: int
 
 
 def usable_devices() -> tuple[int, int]:
-    """GPUs and CPU cores of the machines that are there and stay."""
-    going = draining_nodes()
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+    """GPUs and CPU cores of the nodes that are alive and not draining."""
+    draining = draining_nodes()
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     gpus, cpus = (int(sum(resources.get(kind, 0) for resources in found)) for kind in ("GPU", "CPU"))
     return gpus, cpus
 
 
 def max_cluster_gpus() -> int:
-    """How many GPU workers the cluster could have at once, with all machines that its autoscaler may start.
+    """The number of GPUs for workers that the cluster has once its autoscaler has started all nodes that it may.
 
-    That is known where Ray's own autoscaler has told the cluster, or where this process runs on the head node of a
-    cluster that Ray's launcher started; elsewhere, as on Kubernetes, it is 0.
+    It is known if the autoscaler has reported it to the cluster, or if this process runs on the head node of a cluster
+    that was started by Ray's launcher. Otherwise, as on Kubernetes, it is 0.
     """
-    return _told_by_cluster() or _written_by_launcher()
+    return _reported_max_gpus() or _configured_max_gpus()
 
 
-def max_gpu_workers(types: Iterable[NodeType], most_nodes: int) -> int:
-    """How many workers with a GPU and a core each there can be on so many machines, of types as large as possible."""
+def max_gpu_workers(types: Iterable[NodeType], max_nodes: int) -> int:
+    """The most workers, of one GPU and one core each, that fit on `max_nodes` nodes of these types."""
     workers = 0
-    for kind in sorted(types, key=lambda kind: min(kind.gpus, kind.cpus), reverse=True):
-        nodes = min(kind.most, most_nodes)
-        workers, most_nodes = workers + nodes * min(kind.gpus, kind.cpus), most_nodes - nodes
+    for node_type in sorted(types, key=lambda node_type: min(node_type.gpus, node_type.cpus), reverse=True):
+        nodes = min(node_type.max_nodes, max_nodes)
+        workers, max_nodes = workers + nodes * min(node_type.gpus, node_type.cpus), max_nodes - nodes
     return workers
 
 
-def _told_by_cluster() -> int:
-    """From what an autoscaler has reported to the cluster, as some hosted ones do. Ray Train looks there too."""
+def _reported_max_gpus() -> int:
+    """The maximum that an autoscaler has reported to the cluster, as some hosted ones do. Ray Train reads it too."""
     from ray._private.state import state
 
     try:
-        most = state.get_max_resources_from_cluster_config() or {}
-    except AttributeError:  # another Ray than those we know
+        resources = state.get_max_resources_from_cluster_config() or {}
+    except AttributeError:  # a version of Ray without this function
         return 0
-    gpus = most.get("GPU", 0)
-    return gpus if gpus < 1 << 31 else 0  # no limit: then somebody has to say a number
+    gpus = resources.get("GPU", 0)
+    return gpus if gpus < 1 << 31 else 0  # without a limit, the user has to give a number
 
 
-def _written_by_launcher() -> int:
-    """From the launcher's file. Elsewhere than on the head it may be another cluster's."""
-    file, head = Path(LAUNCHER_FILE).expanduser(), _head_here()
+def _configured_max_gpus() -> int:
+    """The maximum in the launcher's file, which on any node but the head may be that of another cluster."""
+    file, head = Path(LAUNCHER_FILE).expanduser(), _local_head_resources()
     if head is None or not file.is_file():
         return 0
-    found = yaml.safe_load(file.read_bytes())
-    most_nodes = found.get("max_workers", 0)
-    types = [_node_type(described, most_nodes) for described in found.get("available_node_types", {}).values()]
-    return max_gpu_workers(types, most_nodes) + int(min(head.get("GPU", 0), head.get("CPU", 0)))
+    config = yaml.safe_load(file.read_bytes())
+    max_nodes = config.get("max_workers", 0)
+    types = [_node_type(node, max_nodes) for node in config.get("available_node_types", {}).values()]
+    return max_gpu_workers(types, max_nodes) + int(min(head.get("GPU", 0), head.get("CPU", 0)))
 
 
-def _node_type(described: Mapping[str, Any], most_nodes: int) -> NodeType:
-    has = described.get("resources", {})
-    return NodeType(described.get("max_workers", most_nodes), int(has.get("GPU", 0)), int(has.get("CPU", 0)))
+def _node_type(config: Mapping[str, Any], max_nodes: int) -> NodeType:
+    resources = config.get("resources", {})
+    return NodeType(config.get("max_workers", max_nodes), int(resources.get("GPU", 0)), int(resources.get("CPU", 0)))
 
 
-def _head_here() -> Mapping[str, float] | None:
-    """What the head node has; None if this process runs elsewhere."""
+def _local_head_resources() -> Mapping[str, float] | None:
+    """The resources of the head node, if this process runs on it."""
     here = ray.get_runtime_context().get_node_id()
     found = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
     return next((resources for resources in found if "node:__internal_head__" in resources), None)
 
 
 def draining_nodes() -> frozenset[str]:
-    """The ids of machines that have been given notice: they go, and are to get no new work."""
-    from ray._private.state import state  # there is no public name; Ray Train asks this one too
+    """The ids of the nodes that are about to be removed, and must get no new work."""
+    from ray._private.state import state  # there is no public function; Ray Train uses this one too
 
     try:
         return frozenset(state.get_draining_nodes())
-    except AttributeError:  # another Ray than those we know: work on such a machine is then lost, and done again
+    except AttributeError:  # a version of Ray without this function: the work on such a node is lost and retried
         return frozenset()
 
 
 def describe_resources(device: Device) -> str:
-    """What one worker asks for, and what the cluster has of it, for somebody who wonders why nothing happens."""
+    """The resources that a worker needs and those of the cluster, to explain why workers do not start."""
     kinds = ("GPU", "CPU") if device == "cuda" else ("CPU",)
-    there, free = ray.cluster_resources(), ray.available_resources()
-    asks = " and ".join(f"1 {kind}" for kind in kinds)
-    has = ", ".join(f"{there.get(kind, 0):.0f} {kind} ({free.get(kind, 0):.0f} free)" for kind in kinds)
-    said = f"each asks for {asks}, the cluster has {has}"
-    most = max_cluster_gpus() if device == "cuda" else 0
-    return f"{said} and may start machines for {most}" if most else said
+    total, free = ray.cluster_resources(), ray.available_resources()
+    needed = " and ".join(f"1 {kind}" for kind in kinds)
+    existing = ", ".join(f"{total.get(kind, 0):.0f} {kind} ({free.get(kind, 0):.0f} free)" for kind in kinds)
+    text = f"each needs {needed}, the cluster has {existing}"
+    limit = max_cluster_gpus() if device == "cuda" else 0
+    return f"{text} and may start nodes for {limit}" if limit else text

@@ -1,4 +1,4 @@
-"""On what a run's workers run: how many, on which devices, on an embedded Ray or on a cluster."""
+"""Where the workers of a run are placed: how many, on which devices, on an embedded Ray or on a cluster."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from .local_ray import embedded_ray, joined_ray
 if TYPE_CHECKING:
     from ...pipeline.spec.run_spec import RunSpec
 
-
-WORKERS_ON_CPU = 2
-"""A worker on CPU cores computes with one thread, so that its results are those of any other machine. Nobody who has
-not said a number gets more of them than this."""
+MAX_DEFAULT_CPU_WORKERS = 2
+"""A worker on the CPU computes with one thread, so that its results do not depend on the machine. Unless the user gives
+a number, there are no more of them than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """On what the workers run.
+    """The user's choice of where the workers run.
 
     Attributes:
-        workers: how many at once; None: the spec's number, or one for every GPU, or up to two on CPU cores. On a
-            cluster that is looked at again all the time: nodes that join are used. GPUs that its autoscaler may start,
-            where that is known, count as if they were there.
-        device: "auto" takes GPUs where there are any, or may be.
-        join_cluster: use the Ray cluster this process runs in, rather than an embedded one.
+        workers: the number of workers at once. None: the run spec's number, else one per GPU, else up to two on CPU
+            cores. On a cluster this number follows the nodes that join and leave; GPUs that the autoscaler may start
+            count, if known.
+        device: "auto": GPUs if there are any, or may be.
+        join_cluster: use the Ray cluster that this process runs in, rather than an embedded Ray.
         dashboard: serve the embedded Ray's dashboard.
     """
 
@@ -41,7 +40,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class RayConnection:
-    """A Ray that this process is connected to, and what a run uses of it. `workers` may be asked at any time."""
+    """The Ray that this process is connected to. `workers` returns how many workers a run may have at present."""
 
     device: Device
     workers: Callable[[], int]
@@ -49,47 +48,47 @@ class RayConnection:
 
 @contextmanager
 def connect_ray(
-    where: Placement,
+    placement: Placement,
     spec: RunSpec,
     *,
     metadata: Mapping[str, str] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Iterator[RayConnection]:
-    """Ray for the length of a run.
+    """Connect this process to Ray until the block ends.
 
     Args:
-        metadata: what Ray's dashboard shows of the run.
-        notify: called with where the embedded Ray's dashboard is, if it has one.
+        metadata: shown by Ray's dashboard.
+        notify: called with a message that says where the embedded Ray's dashboard is, if it has one.
     """
-    asked = where.workers or spec.workers
-    if where.join_cluster:
+    requested = placement.workers or spec.workers
+    if placement.join_cluster:
         with joined_ray(metadata=metadata):
-            # Not before: it imports Ray, which reads its environment then.
+            # Here, because it imports Ray, which reads the environment that `joined_ray` sets.
             from .nodes import max_cluster_gpus, usable_devices
 
-            to_be_had = max_cluster_gpus()
-            device = _device(where.device, max(to_be_had, usable_devices()[0]))
+            max_gpus = max_cluster_gpus()
+            device = _device(placement.device, max(max_gpus, usable_devices()[0]))
 
             def workers_now() -> int:
                 gpus, cpus = usable_devices()
-                return asked or _default_workers(device, max(to_be_had, gpus), cpus)
+                return requested or _default_workers(device, max(max_gpus, gpus), cpus)
 
             yield RayConnection(device, workers_now)
         return
-    gpus, _ = _devices_here()
-    device, workers = _device(where.device, gpus), local_workers(where, spec)
+    gpus, _ = _local_devices()
+    device, workers = _device(placement.device, gpus), local_workers(placement, spec)
     gpus_used = min(gpus, workers) if device == "cuda" else 0
-    with embedded_ray(workers, gpus=gpus_used, dashboard=where.dashboard, metadata=metadata, notify=notify):
+    with embedded_ray(workers, gpus=gpus_used, dashboard=placement.dashboard, metadata=metadata, notify=notify):
         yield RayConnection(device, lambda: workers)
 
 
-def local_workers(where: Placement, spec: RunSpec) -> int:
-    """How many workers a run on an embedded Ray has on this machine."""
-    gpus, cpus = _devices_here()
-    return where.workers or spec.workers or _default_workers(_device(where.device, gpus), gpus, cpus)
+def local_workers(placement: Placement, spec: RunSpec) -> int:
+    """The number of workers of a run on this machine, on an embedded Ray."""
+    gpus, cpus = _local_devices()
+    return placement.workers or spec.workers or _default_workers(_device(placement.device, gpus), gpus, cpus)
 
 
-def _devices_here() -> tuple[int, int]:
+def _local_devices() -> tuple[int, int]:
     """GPUs, and CPU cores that this process may use."""
     import torch
 
@@ -104,4 +103,4 @@ def _device(choice: DeviceChoice, gpus: int) -> Device:
 
 
 def _default_workers(device: Device, gpus: int, cpus: int) -> int:
-    return max(1, gpus if device == "cuda" else min(cpus, WORKERS_ON_CPU))
+    return max(1, gpus if device == "cuda" else min(cpus, MAX_DEFAULT_CPU_WORKERS))

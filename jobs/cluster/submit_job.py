@@ -152,7 +152,7 @@ def submit_job(server: JobServer, run: ClusterRun, spec: RunSpec, show: Callable
             except (ClusterUnreachable, JobServerError) as error:
                 if "already exists" in error.message:
                     _require_same(server, run)
-                    show(f"the cluster already has job {run.job}")
+                    show(f"the cluster has job {run.job} already")
                     return
                 # A head that is starting up says "try again".
                 is_transient = isinstance(error, ClusterUnreachable) or "try again" in error.message

@@ -108,7 +108,7 @@ class Lease:
         started = time.monotonic()
         generation, current = _read_current(self._store)
         if current is None or generation != self._generation or current.token != self._state.token:
-            self._lost_to = f"run {current.run_id} of {current.owner}" if current else "whoever deleted it"
+            self._lost_to = f"run {current.run_id} of {current.owner}" if current else "a process that deleted it"
             return False
         self._state = replace(self._state, renewed_at=time.time(), released=released)
         self._store.write(layout.lease_file(self._generation), self._state.to_json())

@@ -75,10 +75,10 @@ def _schema(columns: list[pa.Field], features: Mapping[str, Any] | None = None) 
     return pa.schema(columns, metadata=metadata)
 
 
-RANKS = pa.list_(pa.struct([("layer", pa.string()), ("rank", pa.int32())]))
-PAIRS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-SCORES = pa.list_(
+_RANKS = pa.list_(pa.struct([("layer", pa.string()), ("rank", pa.int32())]))
+_PAIRS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SCORES = pa.list_(
     pa.struct(
         [
             ("variant", pa.string()),
@@ -89,7 +89,7 @@ SCORES = pa.list_(
         ]
     )
 )
-REPEATED = pa.dictionary(pa.int32(), pa.string())  # for texts that many rows share
+_REPEATED = pa.dictionary(pa.int32(), pa.string())  # for texts that many rows share
 
 MANIFEST = _schema([
     _column("concept_id", pa.string(), "unique name of the concept: letters, digits, '.', '_', '-', at most 128"),
@@ -108,13 +108,13 @@ RESIDUALS = _schema([
     _column("base_model", pa.string(), "the frozen base model, as the run spec names it"),
     _column("base_model_revision", pa.string(), "its commit or content digest"),
     _column("identifier_token", pa.string(), "the word that stands for V* in this concept's prompts"),
-    _column("ranks", RANKS, "rank of the residual of every target layer"),
+    _column("ranks", _RANKS, "rank of the residual of every target layer"),
     _column("residual", pa.binary(), "safetensors: A and B of every target layer, and V*'s embedding if trained"),
     _column("losses", pa.list_(pa.float32()), "training loss of every iteration"),
     _column("final_loss", pa.float64(), "mean loss at the end of training"),
     _column("iterations", pa.int32(), "optimizer steps"),
     _column("seconds", pa.float64(), "wall-clock seconds of training, the concept's share of its pack's"),
-    _column("metadata", PAIRS, "the manifest row's metadata"),
+    _column("metadata", _PAIRS, "the manifest row's metadata"),
     _column("remedy", pa.string(), "what was changed for a second training, and why; null: the first one was sound"),
 ])  # fmt: skip
 
@@ -133,7 +133,7 @@ RENDERINGS = _schema(
         _column("steps", pa.int32(), "denoising steps"),
         _column("width", pa.int32(), "pixels"),
         _column("height", pa.int32(), "pixels"),
-        _column("image", IMAGE, "the rendering, a PNG, and a name for its file"),
+        _column("image", _IMAGE, "the rendering, a PNG, and a name for its file"),
         _column("prompt_score", pa.float64(), "cosine between image and prompt; null: not scored"),
         _column("identity_score", pa.float64(), "mean cosine between image and references; null: not scored"),
         _column("passed", pa.bool_(), "whether the scores reach the gate; null: not scored or no gate"),
@@ -144,17 +144,17 @@ RENDERINGS = _schema(
 
 INDEX = _schema([
     _column("concept_id", pa.string(), "the manifest's concept"),
-    _column("macro_class", REPEATED, "its category noun"),
+    _column("macro_class", _REPEATED, "its category noun"),
     _column("training_fingerprint", pa.string(), "digest of everything that determines the residual"),
     _column("rendering_fingerprint", pa.string(), "digest of everything that determines the renderings"),
-    _column("residual_file", REPEATED, "where in the catalog the residual's row is"),
+    _column("residual_file", _REPEATED, "where in the catalog the residual's row is"),
     _column("residual_row", pa.int32(), "which row of that file, from 0"),
-    _column("rendering_file", REPEATED, "where the renderings are; null: the concept has no prompts"),
+    _column("rendering_file", _REPEATED, "where the renderings are; null: the concept has no prompts"),
     _column("rendering_rows", pa.list_(pa.int32()), "the first of their rows in that file, and how many they are"),
-    _column("scores", SCORES, "means over the concept's renderings of each variant; null: not scored or no gate"),
-    _column("run_id", REPEATED, "the run that committed this"),
-    _column("attempt", REPEATED, "which of its attempts"),
-    _column("shard_id", REPEATED, "at which shard"),
+    _column("scores", _SCORES, "means over the concept's renderings of each variant; null: not scored or no gate"),
+    _column("run_id", _REPEATED, "the run that committed this"),
+    _column("attempt", _REPEATED, "which of its attempts"),
+    _column("shard_id", _REPEATED, "at which shard"),
     _column("residual_digest", pa.string(), "first 32 hex digits of the residual's sha256; empty: not known"),
     _column("renderings_digest", pa.string(), "the same of all images' sha256s in the order of rows; empty: not known"),
 ])  # fmt: skip

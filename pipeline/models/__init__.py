@@ -1,1 +1,1 @@
-"""Base models and scorers: found by name, fetched once, digested, and described without torch."""
+"""Base models and scorers: resolve their names, fetch them once, digest their files. Imports no torch."""

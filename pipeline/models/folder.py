@@ -1,6 +1,6 @@
-"""What a model's folder has to hold, wherever it lies: which of its files are read, and which make it unusable.
+"""The files of a model's folder: which are read, and which make it unusable.
 
-Only safetensors are ever read: reading a pickle runs whatever its author put into it.
+Weights are read from safetensors only: loading a pickle can run any code.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Role = Literal["base_model", "scorer"]
 """A base model is a diffusers pipeline folder, a scorer a folder with a CLIP model."""
 
 ENTRY_FILE: Mapping[Role, str] = {"base_model": "model_index.json", "scorer": "config.json"}
-"""The file that says that a folder is such a model."""
+"""The file that identifies a folder as such a model."""
 
 CHECKSUMS = "SHA256SUMS"
-"""A list of a model's files that may lie beside them, as `sha256sum` writes it; never counted among them."""
+"""An optional list of a model's files in the format of `sha256sum`; not a file of the model itself."""
 
 UNUSED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 WEIGHTS = ".safetensors"
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _NOT_READ = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".md")
-_WHAT: Mapping[Role, str] = {"base_model": "a diffusers pipeline", "scorer": "a CLIP model"}
-# The same weights again, in other precisions or as trained further; loaders take the ones without such a word.
+_KIND: Mapping[Role, str] = {"base_model": "a diffusers pipeline", "scorer": "a CLIP model"}
+# Suffixes of the same weights in another precision or from another point of training; loaders skip these files.
 VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "ema")
 _OF_VARIANT = "|".join(VARIANTS)
 _VARIANT = re.compile(
@@ -41,13 +41,13 @@ _VARIANT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that was found.
+    """A model on this machine.
 
     Attributes:
-        path: a folder on this machine.
-        revision: what its weights are: the digest of a folder's files, the same wherever they are stored; a Hub
-            repository's commit; or the installed model's own word.
-        has_weights: False: only its configuration and tokenizer are in the folder, which is enough to plan.
+        path: its folder.
+        revision: identifies its weights: the digest of a folder's files, independent of their location; the commit of a
+            Hub repository; or the fixed revision of the embedded model.
+        has_weights: False if the folder holds only the configuration and tokenizer, which suffice for planning.
     """
 
     path: str
@@ -56,13 +56,13 @@ class ResolvedModel:
 
 
 def files_of_folder(folder: Path) -> list[str]:
-    """The paths of all files in a folder, relative and with `/`; hidden ones are left out."""
+    """The paths of all files in a folder, relative and with `/`; without hidden ones."""
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
 
 
 def may_be_read(name: str, role: Role) -> bool:
-    """Whether a file can be one of a model's, by its path in the folder alone."""
+    """Whether a file may belong to a model, by its path in the folder."""
     parts = PurePosixPath(name).parts
     is_readable = not name.endswith(_NOT_READ) and not _VARIANT.search(name) and parts[-1] != CHECKSUMS
     if role == "scorer":
@@ -71,26 +71,26 @@ def may_be_read(name: str, role: Role) -> bool:
 
 
 def model_files(names: Iterable[str], folder: Path, *, name: str, role: Role) -> list[str]:
-    """Which of a model's files are read, refusing what is no model or would have to be unpickled.
+    """Select the files of a model that are read.
 
     Args:
-        names: the paths of all that the model's folder holds, wherever that is.
-        folder: where its entry file can be read, here.
-        name: what the run spec calls it.
+        names: the paths of all files in the model's folder, which may be remote.
+        folder: a local folder with its entry file.
+        name: the model's name in the run spec.
 
     Raises:
-        InvalidInput: it is no such model, lacks a part, or has weights only as a pickle, or none.
+        InvalidInput: the folder is no such model, lacks a component, has no weights, or has them only as a pickle.
     """
     names = list(names)
     entry = ENTRY_FILE[role]
     if entry not in names:
-        reason = f"{role} {name!r} is not {_WHAT[role]}: it has no {entry}"
+        reason = f"{role} {name!r} is not {_KIND[role]}: it has no {entry}"
         raise InvalidInput(reason, fix="give the folder that `save_pretrained` wrote")
     if role == "scorer":
         parts = {"": [one for one in names if "/" not in one]}
     else:
-        there = {one.split("/")[0] for one in names if "/" in one}
-        components = _components(folder / entry, name, there)
+        folders = {one.split("/")[0] for one in names if "/" in one}
+        components = _components(folder / entry, name, folders)
         parts = {part: [one for one in names if one.startswith(f"{part}/")] for part in components}
     for files in parts.values():
         pickles = [one for one in files if one.endswith(PICKLES)]
@@ -108,10 +108,13 @@ def model_files(names: Iterable[str], folder: Path, *, name: str, role: Role) ->
 
 
 def check_weights(folder: Path, files: Iterable[str], what: str) -> None:
-    """Refuse weights that were cut off or lack a part, by their headers alone: half a download is the usual case.
+    """Check that weights are complete, by their headers: partial downloads are the usual fault.
+
+    Args:
+        what: the model's name in messages.
 
     Raises:
-        InvalidInput: naming the file; `what` is what its model is called.
+        InvalidInput: a file is damaged, cut off or missing.
     """
     for name in files:
         _check_file(folder / name, f"{what}: {name}")
@@ -141,8 +144,8 @@ def _check_is_clip(config: Path, name: str) -> None:
         raise InvalidInput(reason, fix="give one that CLIPModel saved, such as 'openai/clip-vit-base-patch32'")
 
 
-def _components(index_file: Path, name: str, there: set[str]) -> list[str]:
-    """The folders that a pipeline is made of, as its index names them."""
+def _components(index_file: Path, name: str, folders: set[str]) -> list[str]:
+    """The component folders that a pipeline's index names and loading needs."""
     try:
         index = json.loads(index_file.read_text("utf-8"))
         named = [key for key, value in index.items() if isinstance(value, list) and value and value[0] is not None]
@@ -150,7 +153,7 @@ def _components(index_file: Path, name: str, there: set[str]) -> list[str]:
         reason = f"base_model {name!r}: its model_index.json is damaged"
         raise InvalidInput(reason, fix="copy the folder again") from error
     needed = [key for key in named if key not in UNUSED_COMPONENTS]
-    missing = [key for key in needed if key not in there]
+    missing = [key for key in needed if key not in folders]
     if missing:
         reason = f"base_model {name!r} lacks the folder {missing[0]!r} that model_index.json names"
         raise InvalidInput(reason, fix="copy the folder again")

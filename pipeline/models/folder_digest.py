@@ -1,8 +1,8 @@
-"""What the files of a folder hold, as one digest, computed again only when a file has changed.
+"""One digest of the files in a folder, cached until a file changes.
 
-Hashing a base model's gigabytes takes seconds to minutes, and every submit asks for it. So the digest is remembered in
-the user's cache folder, beside the size and times of every file it was made of. That memory may be lost, damaged or
-written by several processes at once: then the files are hashed again, and nothing worse.
+Hashing a base model's gigabytes takes seconds to minutes, and every submit needs it. So the digest is cached with the
+size and times of every file. A cache entry that is missing, damaged or of other files only causes the files to be
+hashed again.
 """
 
 from __future__ import annotations
@@ -12,56 +12,70 @@ import json
 import os
 import re
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from ...core.timing import FILE_SETTLED_S
-from .cache_folder import cache_folder
+from ..storage.local_files import replace_file
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{32}")
-_WORTH_REMEMBERING = 64 << 20  # bytes; fewer are hashed in a moment
+FOLDER_DIGEST = re.compile(r"sha256:[0-9a-f]{32}")
+"""The form of `folder_digest`, which is also the revision of a model in a folder."""
 
-State = dict[str, list[int]]
-"""Of every file, by its path in the folder: size in bytes, and when content and entry last changed, in nanoseconds."""
+_MIN_CACHED_BYTES = 64 << 20  # smaller folders are hashed in a moment
+
+FileStates = dict[str, list[int]]
+"""By path in the folder: size in bytes, and the times of the last change of content and of entry, in nanoseconds."""
+
+
+def cache_folder() -> Path:
+    """The folder of this machine's caches: `PERSRES_CACHE`, or the user's cache folder. It need not exist yet.
+
+    It has to be on a local disk, because locks on it hold between processes of one machine.
+    """
+    named = os.environ.get("PERSRES_CACHE")
+    if named:
+        return Path(named).expanduser().absolute()
+    return platformdirs.user_cache_path("persres-batch", appauthor=False)
 
 
 def folder_digest(folder: Path, files: list[Path]) -> str:
-    """One digest over the files' relative names and bytes; neither the folder's own place nor any time counts.
+    """A digest of the files' relative paths and bytes, independent of the folder's location and of times.
 
     Args:
-        files: inside `folder`, the ones that count.
+        files: the files in `folder` to digest.
     """
-    state, memory = _state(folder, files), _memory_of(folder)
-    if sum(size for size, *_ in state.values()) < _WORTH_REMEMBERING:
-        return _hashed(folder, files)
-    remembered = _recall(memory, folder, state)
-    if remembered is not None:
-        return remembered
+    states, entry = _file_states(folder, files), _entry_path(folder)
+    if sum(size for size, *_ in states.values()) < _MIN_CACHED_BYTES:
+        return _hash_files(folder, files)
+    cached = _read_entry(entry, folder, states)
+    if cached is not None:
+        return cached
     started = time.time()
-    digest = _hashed(folder, files)
-    newest = max((max(times) for _, *times in state.values()), default=0)
-    if newest < (started - FILE_SETTLED_S) * 1e9 and _state(folder, files) == state:
-        _remember(memory, folder, state, digest)
+    digest = _hash_files(folder, files)
+    newest = max((max(times) for _, *times in states.values()), default=0)
+    if newest < (started - FILE_SETTLED_S) * 1e9 and _file_states(folder, files) == states:
+        _write_entry(entry, folder, states, digest)
     return digest
 
 
-def _hashed(folder: Path, files: list[Path]) -> str:
+def _hash_files(folder: Path, files: list[Path]) -> str:
     return digest_of_files(file_digests(folder, [file.relative_to(folder).as_posix() for file in files]))
 
 
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of every file's bytes, in hexadecimal digits, by its path in the folder."""
+    """The SHA-256 of every file in hexadecimal digits, by its path in the folder."""
     names = list(names)
-    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock, and weights are gigabytes
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
         return dict(zip(names, pool.map(lambda name: _file_digest(folder / name), names), strict=True))
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
-    """`folder_digest` of a folder whose files have these digests, as `file_digests` gives them."""
+    """The `folder_digest` of files with these `file_digests`."""
     return "sha256:" + hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:32]
 
 
@@ -70,33 +84,28 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _state(folder: Path, files: list[Path]) -> State:
+def _file_states(folder: Path, files: list[Path]) -> FileStates:
     stats = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in sorted(stats)}
 
 
-def _memory_of(folder: Path) -> Path:
-    """The file that remembers this folder's digest; one a folder, so that writers of different ones never meet."""
+def _entry_path(folder: Path) -> Path:
+    """The path of a folder's cache entry."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     return cache_folder() / "folder-digests" / f"{name}.json"
 
 
-def _recall(memory: Path, folder: Path, state: State) -> str | None:
+def _read_entry(entry: Path, folder: Path, states: FileStates) -> str | None:
+    """The cached digest of files in these states, or None."""
     try:
-        told: Any = json.loads(memory.read_bytes())
-        digest = told["digest"] if (told["folder"], told["files"]) == (str(folder.resolve()), state) else ""
-        return digest if _DIGEST.fullmatch(digest) else None
+        parsed: Any = json.loads(entry.read_bytes())
+        digest = parsed["digest"] if (parsed["folder"], parsed["files"]) == (str(folder.resolve()), states) else ""
+        return digest if FOLDER_DIGEST.fullmatch(digest) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _remember(memory: Path, folder: Path, state: State, digest: str) -> None:
-    text = json.dumps({"folder": str(folder.resolve()), "files": state, "digest": digest})
-    temporary = memory.with_name(f".{memory.name}.{uuid.uuid4().hex}.tmp")
-    with suppress(OSError):  # no home, a full disk: the next submit hashes again
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, memory)
-        finally:
-            temporary.unlink(missing_ok=True)
+def _write_entry(entry: Path, folder: Path, states: FileStates, digest: str) -> None:
+    text = json.dumps({"folder": str(folder.resolve()), "files": states, "digest": digest})
+    with suppress(OSError):  # without a home folder or on a full disk, the next submit hashes again
+        replace_file(str(entry), text.encode())

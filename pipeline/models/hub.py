@@ -1,13 +1,13 @@
-"""Models of the Hugging Face Hub: at one commit, in the cache that `huggingface_hub` keeps for all programs."""
+"""Models of the Hugging Face Hub, in the local cache of `huggingface_hub`."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.errors import InvalidInput, StoreError, StoreRefused
+from ..storage.errors import NO_SPACE
 from .folder import (
     ENTRY_FILE,
     UNUSED_COMPONENTS,
@@ -19,41 +19,41 @@ from .folder import (
     model_files,
 )
 
-_SMALL = (".json", ".txt", ".model")
-# A repository's root often holds single-file checkpoints of many gigabytes beside the components that are read.
-_WHERE: dict[Role, str] = {"base_model": "*/*", "scorer": "*"}
-_OF_VARIANTS = (".safetensors", "-*.safetensors", ".safetensors.index.json")
+_SMALL_SUFFIXES = (".json", ".txt", ".model")
+# A repository's root often holds single-file checkpoints of many gigabytes beside the components that are loaded.
+_PATTERN: dict[Role, str] = {"base_model": "*/*", "scorer": "*"}
+_VARIANT_SUFFIXES = (".safetensors", "-*.safetensors", ".safetensors.index.json")
 _IGNORED = [
     *(f"{component}/*" for component in UNUSED_COMPONENTS),
-    *(f"*.{variant}{rest}" for variant in VARIANTS for rest in _OF_VARIANTS),
+    *(f"*.{variant}{suffix}" for variant in VARIANTS for suffix in _VARIANT_SUFFIXES),
     *(f"*.safetensors.index.{variant}.json" for variant in VARIANTS),
 ]
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids all requests for models."""
+    """Whether HF_HUB_OFFLINE forbids requests for models."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def hub_model(name: str, revision: str | None, *, role: Role, weights: bool = True) -> ResolvedModel:
-    """A Hub repository's files in the local cache, downloaded if need be: once, however many processes ask.
+    """Return a Hub repository's files in the local cache, downloaded if needed, by one process only.
 
     Args:
         name: "owner/name".
-        revision: a branch, tag or commit; None means its main branch. A commit that is in the cache is not asked for.
+        revision: a branch, tag or commit; None: the main branch. A cached commit needs no request.
         weights: False: only configuration and tokenizer.
 
     Raises:
-        InvalidInput: there is no such repository or revision, it may not be read, or it has no safetensors.
-        StoreError: the Hub cannot be reached, and the cache does not have it.
+        InvalidInput: there is no such repository or revision, access is not granted, or it has no safetensors.
+        StoreError: the model is not cached and the Hub cannot be reached, or the disk is full.
     """
     from huggingface_hub import snapshot_download
 
-    suffixes = (*_SMALL, ".safetensors") if weights else _SMALL
-    allowed = [ENTRY_FILE[role], *(f"{_WHERE[role]}{suffix}" for suffix in suffixes)]
-    with _told(name, revision, role):
+    suffixes = (*_SMALL_SUFFIXES, ".safetensors") if weights else _SMALL_SUFFIXES
+    allowed = [ENTRY_FILE[role], *(f"{_PATTERN[role]}{suffix}" for suffix in suffixes)]
+    with _hub_errors(name, revision, role):
         listed = None if weights else _listing(name, revision)
         path = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=_IGNORED))
     if weights:
@@ -64,7 +64,7 @@ def hub_model(name: str, revision: str | None, *, role: Role, weights: bool = Tr
 
 
 def _listing(name: str, revision: str | None) -> list[str] | None:
-    """The repository's files, to refuse one without safetensors before any worker starts; None: it cannot be asked."""
+    """The repository's files, so that one without safetensors is refused early; None: the Hub is unavailable."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -76,16 +76,16 @@ def _listing(name: str, revision: str | None) -> list[str] | None:
         if error.response.status_code >= 500:
             return None
         raise
-    except Exception as error:  # the HTTP client's own kinds are no OSErrors
-        if not _is_of_connection(error):
+    except Exception as error:  # the HTTP client's errors are no OSErrors
+        if not _is_connection_error(error):
             raise
         return None
     return [file.rfilename for file in found.siblings or ()]
 
 
 @contextmanager
-def _told(name: str, revision: str | None, role: Role) -> Iterator[None]:
-    """The Hub client's errors, as what they mean for the run."""
+def _hub_errors(name: str, revision: str | None, role: Role) -> Iterator[None]:
+    """Translate the Hub client's errors."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -104,23 +104,23 @@ def _told(name: str, revision: str | None, role: Role) -> Iterator[None]:
     except (RepositoryNotFoundError, HFValidationError) as error:
         fix = "check the id; for a private repository log in with `hf auth login`"
         raise InvalidInput(f"{role} {name!r} is no folder here and not on the Hub", fix=fix) from error
-    except Exception as error:  # the HTTP client's own kinds are no OSErrors
-        if not _is_of_connection(error):
+    except Exception as error:  # the HTTP client's errors are no OSErrors
+        if not _is_connection_error(error):
             raise
-        raise _not_to_be_had(error, f"{role} {name!r}" + (f" at {revision}" if revision else "")) from error
+        raise _unavailable(error, f"{role} {name!r}" + (f" at {revision}" if revision else "")) from error
 
 
-def _is_of_connection(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
 
 
-def _not_to_be_had(error: Exception, what: str) -> StoreError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _unavailable(error: Exception, what: str) -> StoreError:
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         fix = "make room, with `hf cache prune` for example, or set HF_HOME to a folder on a larger disk"
         return StoreRefused(f"no room left while {what} was fetched from the Hub", fix=fix)
     if is_offline():
         fix = "run `persres-batch fetch --spec RUN.YAML` on this machine while it is online, without HF_HUB_OFFLINE"
-        reason = f"{what} is not in the local cache, or not whole, and HF_HUB_OFFLINE forbids to ask the Hub"
+        reason = f"{what} is not in the local cache, or incomplete, and HF_HUB_OFFLINE forbids requests to the Hub"
         return StoreRefused(reason, fix=fix)
     fix = "check the connection and HF_ENDPOINT, or give a folder that holds the model"
     return StoreError(f"{what} is not in the local cache and the Hub cannot be reached", fix=fix)

@@ -1,27 +1,32 @@
-"""What a model's name can be: the embedded model's, a folder, a Hub id or a URI. Nothing is looked up here."""
+"""The kinds of model names: the embedded model, a folder, a Hub id or a URI. Accesses no file and no network."""
 
 from __future__ import annotations
 
 from ...core.errors import InvalidInput
 from ..storage.uri import has_credentials, without_credentials
 
+_WITHOUT_LISTING = frozenset({"http", "https"})
+
 SPRITEWORLD = "spriteworld"
-"""The name of the model that is installed with this package."""
+"""The name of the model that is part of this package."""
 
 
 def is_uri(name: str) -> bool:
-    """Whether a model's name is the address of a folder in some store."""
+    """Whether a model's name is the URI of a folder in an object store."""
     return "://" in name and not name.startswith("file://")
 
 
 def check_model_uri(uri: str, what: str) -> None:
-    """Refuse an address that nothing could be fetched from, or that has a secret in it. Messages hold none.
+    """Check that models can be fetched from an address, and that it holds no secret; messages never show one.
+
+    Args:
+        what: the model's role, for messages.
 
     Raises:
-        InvalidInput: naming `what`.
+        InvalidInput: the address holds credentials or a query, or cannot be listed.
     """
     scheme = uri.partition("://")[0].lower()
-    if has_credentials(uri) or any(sign in uri for sign in "?#"):
+    if has_credentials(uri) or "?" in uri or "#" in uri:
         raise InvalidInput(
             f"the {what}'s address {without_credentials(uri)} was given with credentials or a query inside",
             fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
@@ -31,6 +36,3 @@ def check_model_uri(uri: str, what: str) -> None:
         raise InvalidInput(f"{what} {uri!r} {kind}", fix="give a folder in an object store, such as s3://bucket/model")
     if scheme == "hf":
         raise InvalidInput(f"{what} {uri!r} is a Hub address", fix="give the Hub id alone, 'owner/name'")
-
-
-_WITHOUT_LISTING = frozenset({"http", "https"})

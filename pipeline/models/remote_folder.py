@@ -120,7 +120,7 @@ class RemoteFolder:
         try:
             yield
         except StoreObjectMissing:
-            reason = f"{self.what} {self.uri!r} is not whole: {name} is listed, but is not there"
+            reason = f"{self.what} {self.uri!r} is incomplete: {name} is listed but missing"
             raise InvalidInput(reason, fix="upload the folder again") from None
         except StoreUnavailable as error:
             fix = "check that the store can be reached and is well, then try again: complete files are kept"

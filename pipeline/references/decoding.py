@@ -1,4 +1,4 @@
-"""Untrusted bytes in, RGB pixels out: bounded before anything is decoded, upright, in sRGB, without transparency."""
+"""Decode untrusted image files to RGB pixels: upright, sRGB, without transparency, and of limited size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ...core.errors import ConceptError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
 
-# EXIF orientation -> what turns the picture upright. ImageOps.exif_transpose also writes the EXIF block anew, and
-# fails on photos whose EXIF is readable but odd.
+# EXIF orientation -> the transposition that makes the image upright. ImageOps.exif_transpose also rewrites the EXIF
+# block, and fails on photos with unusual EXIF.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,14 +31,19 @@ _PROFILE_SPACE = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """`pixels`: uint8 [H, W, 3], sRGB. `notes`: what a person should know about how it was read."""
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], sRGB.
+        notes: remarks for the user on how it was read.
+    """
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
 
 
 def refused(reason: str, fix: str) -> ConceptError:
-    """The error for an image that cannot be used; the caller adds whose it is."""
+    """The error for an image that cannot be used; the caller adds the concept and the image."""
     return ConceptError(reason, stage="load", fix=fix)
 
 
@@ -47,12 +52,12 @@ def decode_image(
 ) -> DecodedImage:
     """Decode one image.
 
-    The header alone decides whether the size is acceptable. Orientation from EXIF is applied, an embedded colour
-    profile is converted to sRGB, 16-bit grey is scaled to 8 bits, transparency is laid over `matte_color`, and of
-    several frames the first is taken. Nothing is resized.
+    The size is checked in the header, before decoding. EXIF orientation is applied, an embedded colour profile is
+    converted to sRGB, 16-bit grey is scaled to 8 bits, transparent pixels are composited over `matte_color`, and only
+    the first of several frames is read. The image is not resized.
 
     Raises:
-        ConceptError: it is no image, is damaged or cut off, or is outside the limits.
+        ConceptError: the data is no image, is damaged or cut off, or exceeds the limits.
     """
     if not data:
         raise refused("the file is empty (0 bytes)", "upload it again")
@@ -79,7 +84,7 @@ def _available_formats() -> tuple[str, ...]:
 
 
 def _unidentified(data: bytes) -> ConceptError:
-    """Pillow says the same of another kind of file and of one with a broken header; people need to know which."""
+    """Distinguish a file of another kind from one with a broken header, for which Pillow raises the same error."""
     for name in _available_formats():
         accept = Image.OPEN[name][1]
         if accept is not None and accept(data[:16]) is True:
@@ -88,9 +93,9 @@ def _unidentified(data: bytes) -> ConceptError:
     return refused(f"not an image: it begins with {data[:12]!r}", f"save it as one of {known}")
 
 
-def _damaged(how: str) -> ConceptError:
+def _damaged(reason: str) -> ConceptError:
     fix = "open it in an image editor and save it again, or upload it again"
-    return refused(f"the image is damaged or cut off: {how}", fix)
+    return refused(f"the image is damaged or cut off: {reason}", fix)
 
 
 def _check_size(image_size: tuple[int, int], max_pixels: int, min_side: int, max_aspect_ratio: float) -> None:
@@ -112,15 +117,15 @@ def _too_large(size: str, max_pixels: int) -> ConceptError:
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
-    # Phones store a depth or gain map as a second frame of a JPEG (MPO): no animation, nothing to report.
+    # Phones store a depth or gain map as the second frame of a JPEG (MPO), which is no animation.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         return ("it has several frames; only the first is used",)
     return ()
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    return image if turn is None else image.transpose(turn)
+    transposition = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _to_rgb(image: Image.Image, matte_color: str) -> np.ndarray:
@@ -132,8 +137,8 @@ def _to_rgb(image: Image.Image, matte_color: str) -> np.ndarray:
         with_alpha = image.convert("RGBA")
         if with_alpha.getchannel("A").getextrema()[1] == 0:
             raise refused("the picture is wholly transparent", "export it with its picture visible")
-        ground = Image.new("RGB", image.size, matte_color)
-        image = Image.composite(_to_srgb(with_alpha.convert("RGB")), ground, with_alpha.getchannel("A"))
+        matte = Image.new("RGB", image.size, matte_color)
+        image = Image.composite(_to_srgb(with_alpha.convert("RGB")), matte, with_alpha.getchannel("A"))
     else:
         image = _to_srgb(image)
     return np.array(image, dtype=np.uint8)
@@ -157,5 +162,5 @@ def _to_srgb(image: Image.Image) -> Image.Image:
                 if converted is not None:
                     return converted
         except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile is worth as little as none: the plain conversion below
+            pass  # a broken profile is ignored
     return image.convert("RGB")

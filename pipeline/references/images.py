@@ -1,6 +1,6 @@
-"""A concept's reference images: loaded for training, digested for planning, checked for validation.
+"""Reference images: load them for training, digest them for planning, check them for validation.
 
-Everything here works on one manifest row, or on many rows with threads; a bad image is its concept's error alone.
+Functions take one manifest row, or many and use threads. A bad image is an error of its concept alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .fetch import ReferenceFetcher
 from .settings import ReferenceSettings
 
 OnProgress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
 
 _THREADS = 8
-_DIGESTS_CACHED = 65_536
+_MAX_CACHED_DIGESTS = 65_536
 
 _Result = TypeVar("_Result")
 
@@ -34,36 +35,36 @@ def load_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[np.n
     """
     with ReferenceFetcher(settings) as fetcher:
         return tuple(
-            _of(row, "reference_images", index, lambda source=source: _decode(source, fetcher, settings).pixels)
+            _named_errors(row, index, lambda source=source: _decode(source, fetcher, settings).pixels)
             for index, source in enumerate(row.reference_images)
         )
 
 
 def digest_references(row: ManifestRow, settings: ReferenceSettings) -> tuple[str, ...]:
-    """What identifies a concept's reference images, in order, independent of where they are stored.
+    """Digests of a concept's reference images, in order, independent of their location.
 
-    Masks do not count: nothing is made from them yet, and adding them must not train a catalog again.
+    Masks are not digested: they are not used yet, and adding them must not train a catalog again.
 
     Raises:
         ConceptError: one of them is missing, forbidden, empty or too large; stage "load".
     """
     with ReferenceFetcher(settings) as fetcher:
         return tuple(
-            _of(row, "reference_images", index, lambda source=source: fetcher.digest(source))
+            _named_errors(row, index, lambda source=source: fetcher.digest(source))
             for index, source in enumerate(row.reference_images)
         )
 
 
 class ReferenceDigests:
-    """`digest_references` for many rows, in threads; an image that many rows name is looked at once.
+    """`digest_references` for many rows, in threads. An image of several rows is digested once.
 
-    Use it as a context, which ends its threads.
+    A context manager, which ends its threads.
     """
 
     def __init__(self, settings: ReferenceSettings, *, threads: int = _THREADS) -> None:
         self._fetcher = ReferenceFetcher(settings)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="references")
-        self._known: dict[str, str] = {}  # by URI
+        self._cache: dict[str, str] = {}  # by URI
 
     def __enter__(self) -> ReferenceDigests:
         return self
@@ -73,22 +74,22 @@ class ReferenceDigests:
         self._fetcher.__exit__()
 
     def of_rows(self, rows: Iterable[ManifestRow]) -> Iterator[tuple[str, ...] | ConceptFailure]:
-        """The digests of every row's images, in order; where that is not possible, the row's failure.
+        """Yield the digests of each row's images, in order, or the row's failure.
 
-        Nothing raises: where a store does not answer, that is the failure of the rows that needed it. Meant to be
-        called with some thousand rows at a time, whose images are fetched concurrently.
+        Raises nothing: an unavailable store is a failure of the rows with images in it. Call it with some thousand rows
+        at a time, whose images are then digested concurrently.
         """
         rows = list(rows)
-        new = dict.fromkeys(source for row in rows for source in row.reference_images if not self._cached(source))
+        new = dict.fromkeys(source for row in rows for source in row.reference_images if not self._lookup(source))
         arriving = zip(new, self._pool.map(self._outcome, new), strict=True)
         outcomes: dict[ReferenceSource, str | PersresError] = {}
         for row in rows:
             yield self._of_row(row, outcomes, arriving)
-        if len(self._known) > _DIGESTS_CACHED:
-            self._known.clear()
-        for source, outcome in outcomes.items():  # a failure is not remembered: a store may answer the next time
+        if len(self._cache) > _MAX_CACHED_DIGESTS:
+            self._cache.clear()
+        for source, outcome in outcomes.items():  # failures are not cached: the store may be available next time
             if source.uri and source.data is None and isinstance(outcome, str):
-                self._known[source.uri] = outcome
+                self._cache[source.uri] = outcome
 
     def _outcome(self, source: ReferenceSource) -> str | PersresError:
         try:
@@ -96,8 +97,8 @@ class ReferenceDigests:
         except PersresError as error:
             return error
 
-    def _cached(self, source: ReferenceSource) -> str | None:
-        return self._known.get(source.uri) if source.uri and source.data is None else None
+    def _lookup(self, source: ReferenceSource) -> str | None:
+        return self._cache.get(source.uri) if source.uri and source.data is None else None
 
     def _of_row(
         self,
@@ -105,10 +106,10 @@ class ReferenceDigests:
         outcomes: dict[ReferenceSource, str | PersresError],
         arriving: Iterator[tuple[ReferenceSource, str | PersresError]],
     ) -> tuple[str, ...] | ConceptFailure:
-        """The row's digests, waiting only for the images it needs: the rest of its portion may still be under way."""
+        """The row's digests; waits only for the row's own images."""
         digests = []
         for index, source in enumerate(row.reference_images):
-            digest = self._cached(source)
+            digest = self._lookup(source)
             if digest is None:
                 while source not in outcomes:
                     outcomes.update([next(arriving)])
@@ -122,7 +123,12 @@ class ReferenceDigests:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceCheck:
-    """`problems`: the images that cannot be used. `warnings`: those that are used in an unexpected way."""
+    """The result of `check_references`.
+
+    Attributes:
+        problems: the images that cannot be used.
+        warnings: the images that are read in an unexpected way.
+    """
 
     problems: list[Problem]
     warnings: list[str]
@@ -135,11 +141,7 @@ def check_references(
     threads: int = _THREADS,
     on_progress: OnProgress | None = None,
 ) -> ReferenceCheck:
-    """Open and fully decode all images of rows, in threads; every one that a run would refuse is a problem.
-
-    Args:
-        on_progress: called with (rows checked, rows in all).
-    """
+    """Fetch and decode all images of rows, in threads, and report every one that a run would refuse."""
     with ReferenceFetcher(settings) as fetcher:
         checks = list(_in_threads(lambda row: _check_row(row, fetcher, settings), rows, threads, on_progress))
     problems = [problem for check in checks for problem in check.problems]
@@ -177,13 +179,13 @@ def _sources(row: ManifestRow) -> Iterator[tuple[str, int, ReferenceSource]]:
             yield column, index, source
 
 
-def _of(row: ManifestRow, column: str, index: int, work: Callable[[], _Result]) -> _Result:
-    """`work()`, its errors told with the concept and the image they belong to."""
+def _named_errors(row: ManifestRow, index: int, work: Callable[[], _Result]) -> _Result:
+    """Return `work()`; its errors name the concept and the reference image."""
     try:
         return work()
     except (ConceptError, StoreError) as error:
-        label = getattr(row, column)[index].label
-        error.args = (f"{column}[{index}] {label}: {error.message}",)
+        label = row.reference_images[index].label
+        error.args = (f"reference_images[{index}] {label}: {error.message}",)
         error.message = error.args[0]
         error.concept_id = row.concept_id
         raise

@@ -131,10 +131,10 @@ def test_followed_log_continues_where_it_was_cut_off(head, tunnel):
             tunnel.close()
             threading.Timer(4.0, tunnel.open).start()
 
-    job = follow_job(JobServer(tunnel.address), f"persres-{name}", show, quiet_s=2)
+    job = follow_job(JobServer(tunnel.address), f"persres-{name}", show, silence_s=2)
     assert (job.state, job.exit_code) == ("ended", 0)
     assert [text for text in shown if re.match("line ", text)] == [f"line {n}" for n in range(60)]
-    assert any("does not answer; the run goes on without it" in text for text in shown)
+    assert any("does not answer; the run continues without it" in text for text in shown)
     assert any("answers again" in text for text in shown)
 
 
@@ -147,7 +147,7 @@ def test_following_ends_when_the_tunnel_stays_broken(head, tunnel):
             tunnel.close()
 
     with pytest.raises(JobUnreachable, match="The run may be going on") as lost:
-        follow_job(JobServer(tunnel.address), f"persres-{name}", show, patience_s=2, quiet_s=2)
+        follow_job(JobServer(tunnel.address), f"persres-{name}", show, retry_s=2, silence_s=2)
     assert "persres-batch logs RUN --follow" in str(lost.value)
     assert JobServer(head).stop(f"persres-{name}")
 

@@ -1,4 +1,4 @@
-"""Models from a real S3 server, fetched by real processes: once for all, whole or not at all, and by what they hold."""
+"""Models from a real S3 server, fetched by several processes."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
+def server() -> Iterator[S3Server]:
+    with s3_server() as started:
+        yield started
 
 
 @pytest.fixture
-def s3(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The server, empty and well, and this process with a cache of its own and with leave to ask it."""
-    running.faults.rule = lambda request: None
-    fs = s3_file_system(running)
+def s3(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, empty and without faults; this process may access it and has a cache of its own."""
+    server.faults.rule = lambda request: None
+    fs = s3_file_system(server)
     for path in fs.find(BUCKET):
         fs.rm_file(path)
-    running.faults.requests.clear()
+    server.faults.requests.clear()
     monkeypatch.setattr(remote_folder.RemoteFolder.__init__, "__kwdefaults__", {"retry_s": 2.0})
-    with client_environment(running, monkeypatch, tmp_path / "cache"):
-        yield running
+    with client_environment(server, monkeypatch, tmp_path / "cache"):
+        yield server
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:
     return {name: Path(folder, name).read_bytes() for name in files_of_folder(Path(folder)) if name != "SHA256SUMS"}
 
 
-def put_in_the_server(key: str, data: bytes | None) -> None:
-    """Replace an object, or with None remove it, while the server is busy with a request."""
+def replace_object(key: str, data: bytes | None) -> None:
+    """Replace an object, or delete it with None, while the server handles a request."""
     backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
     if data is None:
         backend.delete_object(BUCKET, key)
@@ -80,7 +80,7 @@ def test_model_has_one_revision_wherever_it_lies(s3, tmp_path):
     assert remote.path == again.path and Path(remote.path).parent == tmp_path / "cache" / "models"
     read = {name for name in contents(folder) if "fp16" not in name} - {"README.md", "v1-5.ckpt"}
     assert contents(remote.path) == {name: contents(folder)[name] for name in read}
-    assert resolve_model(remote.path).revision == local.revision, "its list of digests is none of its files"
+    assert resolve_model(remote.path).revision == local.revision, "SHA256SUMS is not among its files"
     assert {name for name in object_downloads(s3) if "fp16" in name or "ckpt" in name} == set()
 
 
@@ -104,7 +104,7 @@ def test_fetched_model_is_found_by_its_listing(s3, tmp_path):
 
     s3.faults.requests.clear()
     assert resolve_model(uri, first.revision) == first
-    assert not s3.faults.requests, "a pinned revision that is here is not asked for"
+    assert not s3.faults.requests, "a cached revision needs no request"
 
 
 def test_changed_object_is_another_revision(s3, tmp_path):
@@ -118,7 +118,7 @@ def test_changed_object_is_another_revision(s3, tmp_path):
     assert contents(first.path) == contents(tmp_path / "here")
     with pytest.raises(InvalidInput, match=rf"holds revision {second.revision} now, not sha256:0+"):
         resolve_model(uri, "sha256:" + "0" * 32)
-    assert resolve_model(uri, first.revision) == first, "what is here is here"
+    assert resolve_model(uri, first.revision) == first, "a cached revision is still found"
 
 
 def test_model_that_changes_during_the_fetch_is_fetched_again(s3, tmp_path):
@@ -128,7 +128,7 @@ def test_model_that_changes_during_the_fetch_is_fetched_again(s3, tmp_path):
 
     def change(request: Request) -> None:
         if request.method == "GET" and request.path.endswith(".safetensors") and next(changes, False):
-            put_in_the_server(f"model/{WEIGHTS}", (changed / WEIGHTS).read_bytes())
+            replace_object(f"model/{WEIGHTS}", (changed / WEIGHTS).read_bytes())
 
     s3.faults.rule = change
     found = resolve_model(uri)
@@ -150,27 +150,27 @@ def test_concurrent_processes_fetch_each_object_once(s3, tmp_path):
 def test_killed_fetch_leaves_no_partial_model_and_is_resumed(s3, tmp_path):
     folder = pipeline_folder(tmp_path / "here")
     uri = upload(s3, folder)
-    reached, go_on = threading.Event(), threading.Event()
+    started, resume = threading.Event(), threading.Event()
 
     def hold(request: Request) -> None:
-        if request.path.endswith(".safetensors") and request.method == "GET" and not reached.is_set():
-            reached.set()
-            go_on.wait(60)
+        if request.path.endswith(".safetensors") and request.method == "GET" and not started.is_set():
+            started.set()
+            resume.wait(60)
 
     s3.faults.rule = hold
     victim = start_download(uri, {})
-    assert reached.wait(60)
+    assert started.wait(60)
     waiting = start_download(uri, {})
     victim.kill()
     victim.communicate()
-    go_on.set()
+    resume.set()
     assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
     (found,) = download_results([waiting])
 
     assert contents(found[0]) == contents(folder)
-    asked = object_downloads(s3)
-    assert asked.pop(f"model/{WEIGHTS}") == 2
-    assert set(asked.values()) == {1}, "what had come whole was kept"
+    downloads = object_downloads(s3)
+    assert downloads.pop(f"model/{WEIGHTS}") == 2
+    assert set(downloads.values()) == {1}, "complete files were kept"
     assert not list((tmp_path / "cache" / "models" / "fetching").glob("*/*"))
 
 
@@ -207,7 +207,7 @@ def test_wrong_checksum_file_is_refused(s3, tmp_path):
     (folder / "SHA256SUMS").write_text(checksum_list(pipeline_folder(tmp_path / "other", value=1.0)))
     uri = upload(s3, folder)
 
-    with pytest.raises(InvalidInput, match=rf"{WEIGHTS} is not what SHA256SUMS beside it says"):
+    with pytest.raises(InvalidInput, match=rf"{WEIGHTS} does not match its digest in SHA256SUMS"):
         resolve_model(uri)
     assert not list((tmp_path / "cache" / "models").glob("sha256-*"))
 
@@ -241,10 +241,10 @@ def test_object_that_is_listed_but_missing_is_named(s3, tmp_path):
 
     def lose(request: Request) -> None:
         if request.method == "GET" and request.path.endswith("config.json"):
-            put_in_the_server("model/unet/config.json", None)
+            replace_object("model/unet/config.json", None)
 
     s3.faults.rule = lose
-    with pytest.raises(InvalidInput, match=r"not whole: unet/config\.json is listed, but is not there"):
+    with pytest.raises(InvalidInput, match=r"incomplete: unet/config\.json is listed but missing"):
         resolve_model(uri)
 
 
@@ -326,7 +326,7 @@ def test_offline_makes_no_request(s3, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("s3://key:secret@bucket/model", "credentials"),
         ("s3://AKIASECRET@bucket/model", "credentials"),
@@ -337,8 +337,8 @@ def test_offline_makes_no_request(s3, tmp_path, monkeypatch):
         ("nosuch://bucket/model", "fsspec package"),
     ],
 )
-def test_refused_addresses_show_no_secret(s3, uri, said):
-    with pytest.raises(InvalidInput, match=said) as caught:
+def test_refused_addresses_show_no_secret(s3, uri, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
         resolve_model(uri)
     assert "secret" not in str(caught.value).lower()
     assert not s3.faults.requests
@@ -352,17 +352,17 @@ def test_revision_of_a_folder_is_a_digest(s3):
 def test_prune_keeps_named_models_and_running_downloads(s3, tmp_path):
     first = resolve_model(upload(s3, pipeline_folder(tmp_path / "a"), "a"))
     second = resolve_model(upload(s3, pipeline_folder(tmp_path / "b", value=1.0), "b"))
-    left, under_way = (tmp_path / "cache" / "models" / "fetching" / name for name in ("0" * 32, "1" * 32))
-    for folder in (left, under_way):
+    abandoned, running = (tmp_path / "cache" / "models" / "fetching" / name for name in ("0" * 32, "1" * 32))
+    for folder in (abandoned, running):
         (folder / "listing").mkdir(parents=True)
         (folder / "listing" / "x.part").write_bytes(b"1234")
 
-    with FileLock(f"{under_way}.lock"):
-        gone = ModelCache().prune({first.revision})
+    with FileLock(f"{running}.lock"):
+        pruned = ModelCache().prune({first.revision})
 
     assert Path(first.path).is_dir() and not Path(second.path).exists()
-    assert under_way.exists() and not left.exists()
-    assert gone.folders == 2 and gone.size > 20_000
-    assert resolve_model(f"s3://{BUCKET}/b") == second, "it is fetched again when it is needed"
+    assert running.exists() and not abandoned.exists()
+    assert pruned.folders == 2 and pruned.size > 20_000
+    assert resolve_model(f"s3://{BUCKET}/b") == second, "a pruned model is fetched again"
     shutil.rmtree(tmp_path / "cache")
     assert ModelCache().prune(()).folders == 0

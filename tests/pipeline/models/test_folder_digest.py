@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch) -> list[str]:
-    """The names of the files that were hashed."""
+    """The names of hashed files."""
     names: list[str] = []
     real = module._file_digest
 
@@ -38,8 +38,8 @@ def hashed(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Two small files; settled at once, because the time an entry changed cannot be set back."""
-    monkeypatch.setattr(module, "_WORTH_REMEMBERING", 1)
+    """Two small files, cached at once: the time of an entry's last change cannot be set back."""
+    monkeypatch.setattr(module, "_MIN_CACHED_BYTES", 1)
     monkeypatch.setattr(module, "FILE_SETTLED_S", -60.0)
     folder = tmp_path / "model"
     (folder / "unet").mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_any_change_changes_the_folder_digest(folder, cache, hashed, change):
 
 
 def test_small_folder_is_hashed_every_time_and_not_cached(folder, cache, hashed, monkeypatch):
-    monkeypatch.setattr(module, "_WORTH_REMEMBERING", 1000)
+    monkeypatch.setattr(module, "_MIN_CACHED_BYTES", 1000)
     assert digest(folder) == digest(folder)
     assert len(hashed) == 4 and not cache.exists()
 
@@ -106,8 +106,8 @@ def test_recently_changed_file_is_not_cached(folder, cache, hashed, monkeypatch)
 )
 def test_damaged_cache_entry_is_ignored_and_rewritten(folder, cache, hashed, damage):
     first = digest(folder)
-    [memory] = cache.iterdir()
-    memory.write_bytes(damage)
+    [entry] = cache.iterdir()
+    entry.write_bytes(damage)
     assert digest(folder) == first
     hashed.clear()
     assert digest(folder) == first and not hashed
@@ -120,12 +120,12 @@ def test_cache_entry_of_another_folder_is_ignored(tmp_path_factory, key, value):
     folder = tmp_path_factory.mktemp("model")
     (folder / "weights").write_bytes(b"weights")
     files = [folder / "weights"]
-    state, memory = module._state(folder, files), folder.with_suffix(".json")
-    told = {"folder": str(folder.resolve()), "files": state, "digest": module._hashed(folder, files)}
-    memory.write_text(json.dumps(told))
-    assert module._recall(memory, folder, state) == told["digest"]
-    memory.write_text(json.dumps(told | {key: value}))
-    assert module._recall(memory, folder, state) is None
+    states, entry = module._file_states(folder, files), folder.with_suffix(".json")
+    cached = {"folder": str(folder.resolve()), "files": states, "digest": module._hash_files(folder, files)}
+    entry.write_text(json.dumps(cached))
+    assert module._read_entry(entry, folder, states) == cached["digest"]
+    entry.write_text(json.dumps(cached | {key: value}))
+    assert module._read_entry(entry, folder, states) is None
 
 
 def test_folder_digest_works_without_a_cache_folder(folder, tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_resolve_base_model_and_scorer_of_a_spec(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server of the Hub's protocol; this process asks it, and has a cache of its own."""
+    """A server of the Hub's protocol; this process uses it and a cache of its own."""
     with hub_server() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -185,19 +185,19 @@ def test_concurrent_processes_fetch_each_hub_file_once(hub, tmp_path):
 def test_killed_hub_fetch_is_resumed(hub, tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     commit = hub.push("team/drawings", folder)
-    reached, go_on = threading.Event(), threading.Event()
+    started, resume = threading.Event(), threading.Event()
 
     def hold(name: str) -> None:
-        if name.endswith(".safetensors") and not reached.is_set():
-            reached.set()
-            go_on.wait(60)
+        if name.endswith(".safetensors") and not started.is_set():
+            started.set()
+            resume.wait(60)
 
     hub.before_file = hold
     victim = start_download("team/drawings", environment_of(hub, tmp_path))
-    assert reached.wait(60)
+    assert started.wait(60)
     victim.kill()
     victim.communicate()
-    go_on.set()
+    resume.set()
 
     found = resolve_model("team/drawings", commit)
     weights = "unet/diffusion_pytorch_model.safetensors"
@@ -216,7 +216,7 @@ def test_offline_uses_a_cached_commit_without_a_request(hub, tmp_path, monkeypat
     assert not resolve_model("team/other", weights=False).has_weights
     for name in ("team/nothing", "team/other"):
         with pytest.raises(
-            StoreError, match=rf"'{name}' is not in the local cache, or not whole.*`persres-batch fetch"
+            StoreError, match=rf"'{name}' is not in the local cache, or incomplete.*`persres-batch fetch"
         ):
             resolve_model(name)
     assert not hub.requests
@@ -255,7 +255,7 @@ def test_unreachable_hub_is_a_store_error(hub, monkeypatch):
 def test_worker_accepts_only_the_planned_revision(tmp_path):
     folder = pipeline_folder(tmp_path / "m")
     planned = resolve_model(str(folder))
-    assert model_on_this_machine(planned, "m", "base_model") == planned, "named relative to another working directory"
+    assert model_on_this_machine(planned, "m", "base_model") == planned, "the name starts at another working directory"
     assert model_on_this_machine(ResolvedModel("/elsewhere", spriteworld.REVISION), "spriteworld", "scorer").path
 
     save_file({"weight": np.ones(2, np.float32)}, folder / "unet" / "diffusion_pytorch_model.safetensors")

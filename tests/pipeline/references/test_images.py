@@ -109,7 +109,7 @@ def test_read_stops_at_the_limit_whatever_size_the_store_claims():
 
 
 class _Flaky(MemoryFileSystem):
-    """A store that fails a number of times before it answers."""
+    """A store whose first `failures` reads fail."""
 
     protocol = "flaky"
     cachable = False
@@ -139,7 +139,7 @@ def test_transient_error_of_a_store_is_retried(flaky):
     assert len(load_references(row("flaky://a.png"), SETTINGS)) == 1
 
 
-def test_store_that_stays_silent_fails_its_concept_and_shows_no_secret(flaky):
+def test_unavailable_store_fails_its_concept_and_shows_no_secret(flaky):
     flaky.failures = 10**6
 
     with pytest.raises(ConceptError, match=r"TimeoutError.*Fix: .*submit again") as caught:
@@ -158,7 +158,7 @@ def test_permission_error_is_not_retried(flaky):
     assert flaky.failures == 2
 
 
-def test_digests_follow_content_and_order_and_not_place(tmp_path, picture):
+def test_digests_depend_on_content_and_order_and_not_on_location(tmp_path, picture):
     moved = tmp_path / "moved.png"
     moved.write_bytes(picture.read_bytes())
     os.utime(moved, (1, 1))
@@ -250,22 +250,22 @@ def test_http_errors_name_the_status_and_hide_the_signature(web):
 def test_reference_digests_of_many_rows_give_failures_as_rows(tmp_path, picture, flaky):
     flaky.failures = 1000
     rows = [row(picture, concept_id=f"c{n}", number=n) for n in range(20)]
-    rows += [row(tmp_path / "none.png", concept_id="gone"), row(picture, "flaky://a.png", concept_id="silent")]
-    rows += [row(b"inline", concept_id="inline"), row(b"", concept_id="nothing")]
+    rows += [row(tmp_path / "none.png", concept_id="missing"), row(picture, "flaky://a.png", concept_id="unavailable")]
+    rows += [row(b"inline", concept_id="inline"), row(b"", concept_id="empty")]
 
     with ReferenceDigests(SETTINGS) as digests:
         found = dict(zip([one.concept_id for one in rows], digests.of_rows(rows), strict=True))
         failures = {name: one for name, one in found.items() if isinstance(one, ConceptFailure)}
         flaky.failures = 0
 
-        assert list(failures) == ["gone", "silent", "nothing"]
+        assert list(failures) == ["missing", "unavailable", "empty"]
         assert all((one.stage, bool(one.reason), bool(one.fix)) == ("load", True, True) for one in failures.values())
-        assert "reference_images[1] flaky://a.png" in failures["silent"].reason
+        assert "reference_images[1] flaky://a.png" in failures["unavailable"].reason
         for one in rows:
             if one.concept_id not in failures:
                 assert found[one.concept_id] == digest_references(one, SETTINGS)
         [again] = digests.of_rows([rows[-3]])
-        assert again == digest_references(rows[-3], SETTINGS), "a store that did not answer is asked again"
+        assert again == digest_references(rows[-3], SETTINGS), "a failure is not cached"
 
 
 def test_reference_digests_read_a_shared_image_once(web):

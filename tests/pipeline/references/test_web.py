@@ -1,4 +1,4 @@
-"""Images from web servers, on a real server that misbehaves: every fault is told for what it is, in bounded time."""
+"""Images from a real web server with faults: each fault is named, within the time limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def status(number: int) -> Callable[[Request], None]:
         (503, "fault of its own", True),
     ],
 )
-def test_status_is_named_with_its_fix_and_retried_if_it_may_pass(host, method, number, fix, is_retried):
+def test_status_is_named_with_its_fix_and_retried_if_transient(host, method, number, fix, is_retried):
     host.answers["/a.png"] = status(number)
     with pytest.raises(ConceptError, match=f"HTTP {number}") as caught:
         fetch(method, f"{host.address}/a.png?signature=secret")
@@ -64,7 +64,7 @@ def test_status_is_named_with_its_fix_and_retried_if_it_may_pass(host, method, n
     assert (host.methods("/a.png").count("GET" if method == "read" else "HEAD") > 1) == is_retried
 
 
-def test_errors_of_connections_are_told_apart(host):
+def test_connection_errors_are_distinguished(host):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{unused.getsockname()[1]}/a.png"
@@ -76,7 +76,7 @@ def test_errors_of_connections_are_told_apart(host):
         fetch("read", host.address.replace("http:", "https:") + "/a.png")
 
 
-def test_error_that_passes_within_the_retry_time_costs_nothing(host):
+def test_transient_error_within_the_retry_time_is_retried(host):
     tries = count()
     host.answers["/a.png"] = lambda request: request.send_picture() if next(tries) >= 2 else request.send_status(503)
     assert fetch("read", f"{host.address}/a.png", retry_seconds=5) == host.picture
@@ -100,7 +100,7 @@ def test_stream_without_length_is_read_to_its_end(host):
         fetch("read", f"{host.address}/a.png", max_bytes=30_000)
 
 
-def test_dripping_host_costs_no_more_than_the_time_for_an_image(host):
+def test_slow_host_takes_no_longer_than_the_time_for_an_image(host):
     host.answers["/a.png"] = Request.send_dripping
     started = time.monotonic()
     with pytest.raises(ConceptError, match="no answer within"):
@@ -114,10 +114,10 @@ def test_dead_host_is_given_up_after_its_budget(host):
     with ReferenceFetcher(settings) as fetcher:
         with pytest.raises(ConceptError, match="HTTP 503"):
             fetcher.read(ReferenceSource(f"{host.address}/a.png"))
-        asked = len(host.requests)
+        requests = len(host.requests)
         with pytest.raises(ConceptError, match="is not asked any more"):
             fetcher.read(ReferenceSource(f"{host.address}/b.png"))
-    assert len(host.requests) == asked
+    assert len(host.requests) == requests
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_etag_that_changes_every_time_falls_back_to_content(host):
     assert fetch("digest", f"{host.address}/b.png") == f"tag:steady:{len(host.picture)}"
 
 
-def test_server_that_knows_no_head_is_asked_with_get(host):
+def test_server_without_head_gets_a_get_request(host):
     host.answers["/a.png"] = lambda request: (
         request.send_status(405) if request.command == "HEAD" else request.send_picture(ETag='"x"')
     )
