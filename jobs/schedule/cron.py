@@ -1,4 +1,4 @@
-"""When a refresh runs: a cron expression that means the same to cron, to systemd and to Kubernetes."""
+"""Cron expressions that mean the same to cron, systemd and Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ EXAMPLE = "give five fields such as '0 3 * * *' (every day at 03:00) or '30 22 *
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _NAMES = {"month": _MONTHS, "day-of-week": tuple(name.upper() for name in _WEEKDAYS)}
-_BEGINNING = datetime(2000, 1, 1)  # any date: cronsim wants one to read an expression
+_ANY_DATE = datetime(2000, 1, 1)  # cronsim needs one to parse an expression
 
 
 @dataclass(frozen=True, slots=True)
 class CronSchedule:
-    """A cron expression of five fields, and the values that each of them stands for.
+    """A cron expression of five fields, and the values of each field.
 
-    `either_day`: both days are restricted, and then one of the two is enough, as cron has always had it.
+    Attributes:
+        either_day: whether day-of-month and day-of-week are both restricted; then either one has to match.
     """
 
     expression: str
@@ -38,10 +39,10 @@ class CronSchedule:
 
     @classmethod
     def parse(cls, text: str) -> CronSchedule:
-        """Read an expression, refusing whatever the three schedulers do not agree about.
+        """Parse a cron expression. What the three schedulers treat differently is refused.
 
         Raises:
-            InvalidInput: it is no cron expression, never comes true, or means different things to different programs.
+            InvalidInput: it is no cron expression, never matches, or means different things to different programs.
         """
         fields = text.split()
         if len(fields) != len(FIELDS):
@@ -53,30 +54,30 @@ class CronSchedule:
                 reason = f"{FIELDS[one]} {fields[one]!r} beside {FIELDS[other]} {fields[other]!r}"
                 raise _invalid(text, f"{reason} means 'and' to some programs and 'or' to others", "list the days")
         try:
-            read = CronSim(text, _BEGINNING)
+            parsed = CronSim(text, _ANY_DATE)
         except CronSimError as error:
             name = str(error).removeprefix("Bad ")
-            what = f"{name} {fields[FIELDS.index(name)]!r} is not possible" if name in FIELDS else str(error)
-            raise _invalid(text, what, EXAMPLE) from None
-        weekdays = frozenset(day % 7 for day in read.weekdays if isinstance(day, int))
-        if "7" in fields[4]:  # Sunday to cron, nothing to Kubernetes
+            reason = f"{name} {fields[FIELDS.index(name)]!r} is not possible" if name in FIELDS else str(error)
+            raise _invalid(text, reason, EXAMPLE) from None
+        weekdays = frozenset(day % 7 for day in parsed.weekdays if isinstance(day, int))
+        if "7" in fields[4]:  # Sunday for cron, invalid for Kubernetes
             fields[4] = ",".join(map(str, sorted(weekdays)))
         return cls(
             " ".join(fields),
-            frozenset(read.minutes),
-            frozenset(read.hours),
-            frozenset(read.days),
-            frozenset(read.months),
+            frozenset(parsed.minutes),
+            frozenset(parsed.hours),
+            frozenset(parsed.days),
+            frozenset(parsed.months),
             weekdays,
-            either_day=not read.day_and,
+            either_day=not parsed.day_and,
         )
 
     def next_times(self, after: datetime, count: int = 3) -> list[datetime]:
-        """The next moments, in the time zone of `after`; a naive one is wall-clock time."""
+        """The next times after `after`, in its time zone; without one, in wall-clock time."""
         return list(islice(CronSim(self.expression, after), count))
 
     def on_calendar(self) -> tuple[str, ...]:
-        """The same as values of systemd's OnCalendar, of which any one is enough."""
+        """The equivalent values of systemd's OnCalendar, which fires if any of them matches."""
         months, days = _listed(self.months, range(1, 13)), _listed(self.days, range(1, 32))
         clock = f"{_listed(self.hours, range(24))}:{_listed(self.minutes, range(60))}:00"
         weekdays = "" if len(self.weekdays) == 7 else ",".join(_WEEKDAYS[day] for day in sorted(self.weekdays)) + " "
@@ -86,12 +87,12 @@ class CronSchedule:
 
 
 def _check_portable(text: str, name: str, field: str) -> None:
-    """Refuse what only some programs know, such as L and #, or read in their own way."""
+    """Refuse what only some programs support, such as L and #, or interpret differently."""
     if not re.fullmatch(r"[0-9A-Z*,/-]+", field):
-        raise _invalid(text, f"{name} {field!r} has a sign that no field has", EXAMPLE)
+        raise _invalid(text, f"{name} {field!r} has a character that no field allows", EXAMPLE)
     for word in re.findall(r"[A-Z]+", field):
         if word not in _NAMES.get(name, ()):
-            raise _invalid(text, f"{name} {field!r}: {word!r} is not known to every program", EXAMPLE)
+            raise _invalid(text, f"{name} {field!r}: {word!r} is not supported by every program", EXAMPLE)
     for term in field.split(","):
         if re.match(r"[0-9A-Z]+/", term):
             start, step = term.split("/", 1)

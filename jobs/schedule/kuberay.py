@@ -1,7 +1,7 @@
-"""A run on a Ray cluster of its own in Kubernetes: a RayJob for once, a RayCronJob for every night.
+"""Runs on Kubernetes, each with a Ray cluster of its own: a RayJob for one run, a RayCronJob for a schedule.
 
-Their cluster is that of deploy/raycluster.yaml, which says why each line of it is there. The run spec travels in a
-ConfigMap, and the entrypoint is `submit` inside the cluster.
+The cluster is that of deploy/raycluster.yaml, whose comments explain it. The run spec is in a ConfigMap, and the
+entrypoint is `submit` inside the cluster.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .units import Refresh
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SPEC_FOLDER = "/etc/persres"
-LARGEST_SPEC = 1_000_000  # bytes that a ConfigMap may hold, less some for its own fields
+MAX_SPEC_BYTES = 1_000_000  # a ConfigMap may have 1 MiB, including its other fields
 
 Manifest = dict[str, Any]
 
 
 def ray_job(refresh: Refresh, spec: RunSpec, *, image: str) -> list[Manifest]:
-    """The ConfigMap and the RayJob of one run. Its `cron` is of no consequence.
+    """The ConfigMap and the RayJob of one run; the refresh's `cron` is ignored.
 
     Args:
         image: with persres-batch installed, such as deploy/Dockerfile builds.
 
     Raises:
-        InvalidInput: the image's version is left open, a path means nothing in a cluster, or the spec is too large.
+        InvalidInput: the image has no fixed version, a path is local to this machine, or the spec is too large.
     """
     return [_spec_map(refresh, spec), _manifest("RayJob", refresh.name, _job(refresh, spec, image))]
 
@@ -41,14 +41,14 @@ def ray_job(refresh: Refresh, spec: RunSpec, *, image: str) -> list[Manifest]:
 def ray_cron_job(refresh: Refresh, spec: RunSpec, *, image: str) -> list[Manifest]:
     """The ConfigMap and the RayCronJob (KubeRay 1.6, alpha) of a refresh; arguments and errors as for `ray_job`.
 
-    RayCronJob has no policy for runs that overlap: the catalog's lease is what keeps a second one from doing anything.
+    RayCronJob has no policy for overlapping runs: the catalog's lease prevents a second one from doing anything.
     """
     body = {"schedule": refresh.cron.expression, "jobTemplate": _job(refresh, spec, image)}
     return [_spec_map(refresh, spec), _manifest("RayCronJob", refresh.name, body)]
 
 
 def to_yaml(manifests: list[Manifest], *, comment: str = "") -> str:
-    """What `kubectl apply -f` reads; `comment` goes on top, line by line."""
+    """The manifests as a file for `kubectl apply -f`, below `comment`."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     return head + yaml.dump_all(
         manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, explicit_start=bool(manifests[1:])
@@ -56,23 +56,23 @@ def to_yaml(manifests: list[Manifest], *, comment: str = "") -> str:
 
 
 def cluster_spec() -> Manifest:
-    """The `spec` of deploy/raycluster.yaml, where no two places are one object any more, as its anchors make them."""
+    """The `spec` of deploy/raycluster.yaml, with a separate object in each place where it uses an anchor."""
     spec = yaml.safe_load((DEPLOY / "raycluster.yaml").read_text(encoding="utf-8"))["spec"]
     return json.loads(json.dumps(spec))
 
 
 def _job(refresh: Refresh, spec: RunSpec, image: str) -> Manifest:
-    """A RayJob's `spec`: the cluster, and what is run on its head."""
+    """A RayJob's `spec`: the cluster, and the command on its head."""
     _require_pinned(image)
     for what, uri in (("manifest", refresh.manifest_uri), ("catalog", refresh.catalog_uri)):
         if "://" not in uri:
-            reason = f"{what} {uri!r} is a path, which means nothing in a pod"
+            reason = f"{what} {uri!r} is a path, which no pod can resolve"
             raise InvalidInput(reason, fix="give a URI such as s3://bucket/mugs")
     cluster = cluster_spec()
     (workers,) = cluster["workerGroupSpecs"]
-    # Said in so many words: by itself a run takes as many workers as there are GPUs, and at its start there are none.
-    at_once = refresh.workers or spec.workers or workers["maxReplicas"]
-    workers["maxReplicas"] = at_once
+    # Always given, because by default a run has as many workers as there are GPUs, and at its start there are none.
+    max_workers = refresh.workers or spec.workers or workers["maxReplicas"]
+    workers["maxReplicas"] = max_workers
     head = cluster["headGroupSpec"]["template"]["spec"]
     for pod in (head, workers["template"]["spec"]):
         pod["containers"][0]["image"] = image
@@ -80,7 +80,7 @@ def _job(refresh: Refresh, spec: RunSpec, image: str) -> Manifest:
     head["containers"][0]["volumeMounts"].append({"name": "run-spec", "mountPath": SPEC_FOLDER, "readOnly": True})
     entrypoint = ["persres-batch", "submit", refresh.manifest_uri, "--spec", f"{SPEC_FOLDER}/run.yaml"]
     entrypoint += ["--catalog", refresh.catalog_uri, "--address", "auto", "--device", "cuda"]
-    entrypoint += ["--workers", str(at_once), *(["--prune"] if refresh.prune else [])]
+    entrypoint += ["--workers", str(max_workers), *(["--prune"] if refresh.prune else [])]
     return {
         "entrypoint": shlex.join(entrypoint),
         "shutdownAfterJobFinishes": True,
@@ -92,8 +92,8 @@ def _job(refresh: Refresh, spec: RunSpec, image: str) -> Manifest:
 
 def _spec_map(refresh: Refresh, spec: RunSpec) -> Manifest:
     text = spec.to_yaml()
-    if len(text.encode()) > LARGEST_SPEC:
-        reason = f"the run spec has {len(text.encode())} bytes, and a ConfigMap holds {LARGEST_SPEC}"
+    if len(text.encode()) > MAX_SPEC_BYTES:
+        reason = f"the run spec has {len(text.encode())} bytes, and a ConfigMap holds {MAX_SPEC_BYTES}"
         raise InvalidInput(reason, fix="move its prompts into the manifest's rows")
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": refresh.name}, "data": {"run.yaml": text}}
 
@@ -103,18 +103,18 @@ def _manifest(kind: str, name: str, spec: Manifest) -> Manifest:
 
 
 def _require_pinned(image: str) -> None:
-    """Refuse an image that may be another one tomorrow: results depend on the versions in it."""
+    """Refuse an image whose content may change, because results depend on the versions in it."""
     name, at, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
     pinned = re.fullmatch(r"sha256:[0-9a-f]{64}", digest) if at else tag and tag != "latest"
     if not pinned or not re.fullmatch(r"\w[\w.:/-]*", name):
         fix = "name a version, such as registry.example.com/persres-batch:0.1.0, or a digest"
-        raise InvalidInput(f"image {json.dumps(image)} does not say which version", fix=fix)
+        raise InvalidInput(f"image {json.dumps(image)} has no fixed version", fix=fix)
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # what raycluster.yaml says once for head and workers is written out for each
+        return True  # what raycluster.yaml shares between head and workers is written out for each
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)

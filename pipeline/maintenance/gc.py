@@ -21,7 +21,7 @@ from ..catalog.data_file import referenced_files
 from ..catalog.index import read_committed, torn_records, torn_snapshots
 from ..catalog.layout import AttemptPaths
 from ..catalog.store import CatalogStore
-from ..storage.object_store import StoredObject
+from ..storage.stored_object import StoredObject
 
 Why = Literal["not committed", "torn record", "torn snapshot", "temporary file", "probe"]
 

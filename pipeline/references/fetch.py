@@ -12,7 +12,8 @@ from fsspec.utils import get_protocol
 from ...core.errors import ConceptError, StoreError, StoreObjectMissing, StoreUnavailable
 from ..manifest.row import ReferenceSource
 from ..storage.errors import short_reason
-from ..storage.object_store import SingleObjects, StoredObject
+from ..storage.object_store import SingleObjects
+from ..storage.stored_object import StoredObject
 from ..storage.uri import normalized
 from .decoding import refused
 from .settings import ReferenceSettings

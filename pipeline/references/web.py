@@ -22,8 +22,8 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import get_loop, sync
 from yarl import URL
 
-from ..storage.object_store import StoredObject, stored_object
 from ..storage.retry import with_retry
+from ..storage.stored_object import StoredObject, stored_object
 from ..storage.uri import without_credentials
 from .decoding import refused
 from .settings import ReferenceSettings

@@ -14,7 +14,7 @@ FORBIDDEN = {
     "pipeline": {"ray", "typer", "rich", "click"},
     "jobs": set(),
 }
-MAX_LINES = 450
+MAX_LINES = 400
 
 
 @pytest.fixture(params=sources())

@@ -1,4 +1,4 @@
-"""Device hours and money, as people read them."""
+"""Device hours, money and sizes for people."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import pytest
 from persres.jobs.cli.catalog import status_lines
 from persres.jobs.cli.plan import plan_lines, plan_values
 from persres.jobs.cli.printing import summary_lines
-from persres.jobs.format import estimate_lines, format_cost, format_hours
+from persres.jobs.format import estimate_lines, format_cost, format_hours, format_size
 from persres.pipeline.planning.cost import CostEstimate, RunCost
 from persres.pipeline.planning.plan import RunPlan
 from persres.pipeline.run.catalog_status import CatalogStatus
-from persres.pipeline.run.duration import format_duration
 from persres.pipeline.run.run_status import RunStatus
 from persres.pipeline.run.summary import RunSummary
 
@@ -54,17 +53,23 @@ def test_plan_summary_and_status_show_the_cost():
 
 
 @pytest.mark.parametrize(
-    ("cost", "words"),
+    ("cost", "text"),
     [
         (RunCost(0.0025), "9.0 device seconds"),
         (RunCost(0.0025, 0.003, "EUR"), "9.0 device seconds, less than 0.01 EUR"),
         (RunCost(12.0, 0.0, "EUR"), "12.00 device hours, 0.00 EUR"),
     ],
 )
-def test_small_amounts_are_shown(cost, words):
-    assert format_cost(cost) == words
+def test_format_cost_of_small_amounts(cost, text):
+    assert format_cost(cost) == text
 
 
-def test_format_duration_and_hours():
-    assert [format_duration(seconds) for seconds in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
-    assert format_hours(0.01) == "0.01 device hours"
+def test_format_hours_has_seconds_below_a_hundredth_of_an_hour():
+    assert (format_hours(0.01), format_hours(0.009)) == ("0.01 device hours", "32.4 device seconds")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2_000_000_000, "2 GB")]
+)
+def test_format_size_has_three_digits_and_a_unit(count, text):
+    assert format_size(count) == text

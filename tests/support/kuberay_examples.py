@@ -14,7 +14,7 @@ IMAGE = "registry.example.com/persres-batch:0.1.0"
 HEAD = """\
 An example, written by tests/support/kuberay_examples.py:
 {what}
-The cluster is that of raycluster.yaml, which says what each of its lines is for. The run spec here is the default one.
+The cluster is that of raycluster.yaml, whose comments explain it. The run spec is the default one.
 """
 
 
@@ -23,8 +23,8 @@ def example_manifests() -> dict[str, str]:
     refresh = Refresh(
         "persres-mugs", CronSchedule.parse("0 3 * * *"), "s3://example-bucket/mugs.parquet", "s3://example-bucket/mugs"
     )
-    once = "one run on a cluster of its own, which is removed ten minutes after it."
-    nightly = "such a run every night; `persres-batch schedule --as raycronjob` writes yours.\n"
+    once = "a run on a cluster of its own, which is removed ten minutes after the run."
+    nightly = "such a run every night. `persres-batch schedule --as raycronjob` writes yours.\n"
     nightly += "Needs KubeRay 1.6 or newer with its feature gate RayCronJob on, which is alpha."
     return {
         "rayjob.yaml": to_yaml(ray_job(refresh, RunSpec(), image=IMAGE), comment=HEAD.format(what=once)),

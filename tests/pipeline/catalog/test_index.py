@@ -27,7 +27,7 @@ from persres.pipeline.catalog.index import (
 )
 from persres.pipeline.catalog.layout import AttemptPaths
 from persres.pipeline.catalog.store import CatalogStore
-from persres.pipeline.storage.object_store import StoredObject
+from persres.pipeline.storage.stored_object import StoredObject
 
 from ...support.catalog_digest import catalog_digest
 from ...support.catalog_factories import commit, memory_store, planned, shard_of

@@ -1,11 +1,10 @@
-"""A catalog at a glance: running, ended, stopped, held."""
+"""The status of a catalog: its latest run, and its holder."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from PIL import Image
 
 from persres.core.errors import ConceptFailure
 from persres.jobs.cli.catalog import status_lines
@@ -13,11 +12,8 @@ from persres.pipeline.catalog.index import compact
 from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.lease import hold_lease
 from persres.pipeline.catalog.store import CatalogStore
-from persres.pipeline.references.settings import ReferenceSettings
-from persres.pipeline.run.catalog_report import write_report
 from persres.pipeline.run.catalog_status import catalog_status, latest_report
 from persres.pipeline.run.summary import RunSummary
-from persres.pipeline.spec.run_spec import RunSpec
 
 from ...support.catalog_factories import commit, planned, rendering_rows_of, residual_row, shard_of
 
@@ -86,27 +82,3 @@ def test_catalog_status_without_a_run(tmp_path):
     status = catalog_status(CatalogStore(str(tmp_path / "nothing")))
     assert (status.concepts, status.runs, status.latest, status.holder) == (0, 0, None, None)
     assert latest_report(CatalogStore(str(tmp_path / "nothing"))) is None
-
-
-def test_write_report_shows_what_is_committed(store, tmp_path):
-    assert write_report(str(tmp_path), tmp_path / "page.html") == 1
-    page = (tmp_path / "page.html").read_text()
-    assert "loss is NaN" in page and page.startswith("<!")
-
-
-def test_write_report_reads_references_with_the_runs_settings(store, tmp_path):
-    """A picture that only this run's spec lets through."""
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "small.png")
-    row = {"concept_id": "a", "macro_class": "mug", "reference_images": ["small.png"], "prompts": ["a {concept}"]}
-    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
-
-    def references_shown() -> int:
-        write_report(str(tmp_path), tmp_path / "page.html", manifest_uri=str(tmp_path / "manifest.jsonl"))
-        return (tmp_path / "page.html").read_text().count('alt="reference')
-
-    assert references_shown() == 0
-    spec = RunSpec(references=ReferenceSettings(min_side=8))
-    store.write(RunPaths(RUN).spec, spec.to_yaml().encode())
-    assert references_shown() == 1
-    store.write(RunPaths(RUN).spec, b"setting_of_a_later_version: 1")
-    assert references_shown() == 0

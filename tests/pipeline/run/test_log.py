@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from datetime import UTC, datetime
@@ -10,10 +9,8 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from persres.core.errors import StoreUnavailable
-from persres.jobs.observe.event_printer import event_printer
 from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.run import log as run_log
@@ -28,8 +25,8 @@ def store(tmp_path) -> CatalogStore:
     return CatalogStore(str(tmp_path / "catalog"))
 
 
-def log_of(store: CatalogStore | None, **options) -> RunLog:
-    return RunLog(store, RUN, clock=lambda: NOW, write_interval_s=3600, **options)
+def log_of(store: CatalogStore) -> RunLog:
+    return RunLog(store, RUN, clock=lambda: NOW, write_interval_s=3600)
 
 
 def test_log_is_in_the_catalog_when_the_run_ends(store):
@@ -54,7 +51,7 @@ def test_event_is_one_line_and_parses_to_itself(text, fields):
     assert "\n" not in line and RunEvent.from_json(line) == event
 
 
-def test_log_is_written_while_the_run_goes_on(store):
+def test_log_is_written_while_the_run_is_running(store):
     pause = threading.Event()
     path = RunPaths(RUN).log
     with RunLog(store, RUN, write_interval_s=0.01) as log:
@@ -92,20 +89,7 @@ def test_log_of_a_failed_run_is_written(store):
     assert [event.level for event in read_run_log(store, RUN)] == ["error"]
 
 
-def test_damaged_lines_are_skipped(store):
+def test_read_run_log_leaves_out_damaged_lines(store):
     good = RunEvent("t", "info", "notice", RUN, "good").to_json()
     store.write(RunPaths(RUN).log, f"[]\n{good}\n{{cut".encode())
     assert [event.text for event in read_run_log(store, RUN)] == ["good"]
-
-
-def test_event_printer_shows_incidents_and_notices_as_text_and_everything_as_json():
-    events = [("incident", "shard [s1] is tried again"), ("shard_ended", "shard s1 ended"), ("notice", "waiting")]
-    shown = {}
-    for log_format in ("text", "json"):
-        file = io.StringIO()
-        log = log_of(None, on_event=event_printer(Console(file=file, width=20), log_format))
-        for event, text in events:
-            log.emit(event, text)
-        shown[log_format] = file.getvalue().splitlines()
-    assert shown["text"] == ["shard [s1] is tried again", "waiting"]
-    assert [json.loads(line)["event"] for line in shown["json"]] == ["incident", "shard_ended", "notice"]

@@ -29,7 +29,7 @@ FAILURE = ConceptFailure("broken", "load", "photo.jpg is cut off after 812 bytes
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and keeps what a reader and a browser would act on."""
+    """Parses a page: checks that its tags nest, and collects tags and text."""
 
     void = frozenset({"meta", "img", "br"})
 
@@ -76,8 +76,8 @@ def summary(**changes: object) -> RunSummary:
 def test_report_shows_failures_first_then_every_concept_with_its_images():
     page = Page(build_report(a_catalog(), summary=summary(), references=references))
     assert page.text.index("broken") < page.text.index("mug-a") < page.text.index("mug-b")
-    for words in (FAILURE.reason, FAILURE.fix, "a photo of a mug in the snow", "Residual + LAG", "4 min 12 s", "0.250"):
-        assert words in page.text
+    for text in (FAILURE.reason, FAILURE.fix, "a photo of a mug in the snow", "Residual + LAG", "4 min 12 s", "0.250"):
+        assert text in page.text
     assert len(page.images()) == 2 * (4 + 4)
 
 
@@ -163,7 +163,7 @@ def test_report_of_unscored_renderings_and_of_an_empty_catalog():
     assert "Every concept is done" in Page(build_report(store, summary=summary(rows=2, failed=()))).text
 
 
-def test_report_shows_concepts_whose_renderings_are_lost():
+def test_report_of_a_catalog_that_lost_renderings_raises_a_store_error():
     store = a_catalog()
     rendering_file = read_committed(store)["mug-a"].rendering_file
     assert rendering_file is not None

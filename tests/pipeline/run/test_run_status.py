@@ -1,4 +1,4 @@
-"""A run's state from its catalog alone, and together with what its cluster says."""
+"""A run's status from its catalog alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import pytest
 
 from persres.core.errors import ConceptFailure
-from persres.jobs.cluster.find_run import combined_state
-from persres.jobs.cluster.run_jobs import JobMetadata, RunJob
 from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.lease import LeaseState
 from persres.pipeline.catalog.store import CatalogStore
@@ -69,34 +67,3 @@ def test_begun_runs_have_a_plan_and_come_newest_first(store):
     store.write(RunPaths(later).plan, b"{}")
     store.write(RunPaths("20261124T190501Z-000000").stop_request, b"{}")
     assert begun_runs(store, 10) == [later, RUN] and begun_runs(store, 1) == [later]
-
-
-def job(state) -> RunJob:
-    return RunJob(f"persres-{RUN}", JobMetadata(RUN, "s3://m", "s3://c"), state)
-
-
-@pytest.mark.parametrize(
-    ("on_cluster", "in_catalog", "state"),
-    [
-        ("waiting", None, "waiting"),
-        ("running", None, "waiting"),  # it plans, or another run holds the catalog
-        ("ended", None, "ended"),  # it had nothing to do
-        ("failed", None, "failed"),
-        ("running", "running", "running"),
-        ("running", "lost", "running"),  # the store is away, and so is the lease
-        ("lost", "running", "lost"),  # before its lease is over
-        ("stopped", "lost", "stopped"),  # killed before it could record why
-        ("ended", "lost", "lost"),
-        ("lost", "stopped", "stopped"),
-        ("running", "ended", "ended"),
-    ],
-)
-def test_combined_state_of_cluster_and_catalog(store, on_cluster, in_catalog, state):
-    seen = None
-    if in_catalog is not None:
-        seen = RunStatus(RUN, 3, 1, (), 2, ended=in_catalog == "ended", report=None, state=in_catalog)
-    assert combined_state(job(on_cluster), seen) == state
-
-
-def test_combined_state_without_a_cluster_is_the_catalogs(store):
-    assert combined_state(None, status(store)) == "lost"
