@@ -1,4 +1,4 @@
-"""The words for what has become of a run: one vocabulary for status, list, JSON, webhook and metrics."""
+"""The states of a run and the outcomes of a `submit`: one vocabulary for commands, JSON, webhook and metrics."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_run_without_options_scales_to_all_gpus_and_back_to_none(tmp_path):
 
     seen = found["seen"]
     assert seen[0]["nodes"] == seen[0]["workers"] == 0, "it waits"
-    assert any("waiting for a node" in text and "may start machines for 3" in text for text in found["notices"])
+    assert any("waiting for a node" in text and "may start nodes for 3" in text for text in found["notices"])
     assert max(one["nodes"] for one in seen) == max(one["workers"] for one in seen) == 3, "it uses the nodes that come"
     tail = [one for one in seen if one["committed"] == SHORT_SHARDS]
     assert min(one["nodes"] for one in tail) == min(one["workers"] for one in tail) == 1, "the last one stays"

@@ -48,7 +48,7 @@ def test_cluster_without_known_node_types_has_only_its_own_gpus(launched):
 
 def test_gpus_of_nodes_that_may_be_started_count(launched):
     launched(4, head={"resources": {"CPU": 0}, "max_workers": 0}, gpu={"resources": {"CPU": 8, "GPU": 2}})
-    assert max_cluster_gpus() == 8 and describe_resources("cuda").endswith("and may start machines for 8")
+    assert max_cluster_gpus() == 8 and describe_resources("cuda").endswith("and may start nodes for 8")
     with connect_ray(Placement(join_cluster=True), RunSpec()) as place:
         assert (place.device, place.workers()) == ("cuda", 8)
 

@@ -1,4 +1,4 @@
-"""Our own code on its way: importable where it arrives, and told apart by what it says."""
+"""The code that travels with a job: it can be imported, and its digest identifies it."""
 
 from __future__ import annotations
 

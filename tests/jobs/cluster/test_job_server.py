@@ -1,4 +1,4 @@
-"""What is no job server, and what a job server says of jobs that are not ours. A real one: tests/ray."""
+"""Addresses without a job server, and the states of jobs. A real job server: tests/ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = "20261122T190501Z-3fa9c1"
 
 @pytest.fixture(params=[(404, b"not found"), (200, b"<html>hello</html>"), (500, b"out of order")])
 def website(request) -> Iterator[str]:
-    """Somebody else's server."""
+    """The URL of a server that is no job server."""
 
     class Page(QuietHandler):
         def do_GET(self) -> None:
@@ -66,21 +66,21 @@ def details(status: str, exit_code: int | None = None, metadata: dict[str, str] 
 
 
 @pytest.mark.parametrize(
-    ("status", "exit_code", "state", "told"),
+    ("status", "exit_code", "state", "expected_code"),
     [
         ("PENDING", None, "waiting", None),
         ("RUNNING", None, "running", None),
         ("SUCCEEDED", None, "ended", 0),
         ("FAILED", 3, "ended", 3),  # with failed concepts
-        ("FAILED", 143, "stopped", 143),  # by a word in its catalog
+        ("FAILED", 143, "stopped", 143),  # by a stop file in its catalog
         ("STOPPED", None, "stopped", None),
         ("FAILED", 1, "failed", 1),
         ("FAILED", None, "lost", None),  # with its node
     ],
 )
-def test_job_status_maps_to_a_run_state(status, exit_code, state, told):
+def test_job_status_maps_to_a_run_state(status, exit_code, state, expected_code):
     job = run_job(details(status, exit_code))
-    assert job is not None and (job.state, job.exit_code) == (state, told)
+    assert job is not None and (job.state, job.exit_code) == (state, expected_code)
 
 
 def test_jobs_of_other_programs_are_no_runs():

@@ -1,4 +1,4 @@
-"""Handing a run to a cluster: what is sent, and what is refused. On a real cluster: tests/ray/test_cluster_job.py."""
+"""Submitting a run to a cluster: what is sent, what is refused. On a real cluster: tests/ray/test_cluster_job.py."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from persres.pipeline.storage.uri import has_credentials
 
 def test_job_entrypoint_is_the_same_submit():
     run = ClusterRun("s3://b/a manifest.parquet", "s3://b/catalog", workers=8, device="cuda")
-    words = shlex.split(run.entrypoint())
-    assert words[:5] == ["python", "-m", "persres.jobs.cli", "submit", "s3://b/a manifest.parquet"]
-    assert words[words.index("--address") + 1] == "auto"
-    assert words[words.index("--workers") + 1] == "8" and words[words.index("--device") + 1] == "cuda"
+    arguments = shlex.split(run.entrypoint())
+    assert arguments[:5] == ["python", "-m", "persres.jobs.cli", "submit", "s3://b/a manifest.parquet"]
+    assert arguments[arguments.index("--address") + 1] == "auto"
+    assert arguments[arguments.index("--workers") + 1] == "8" and arguments[arguments.index("--device") + 1] == "cuda"
     plain = ClusterRun("a", "b").entrypoint()
     assert not any(option in plain for option in ("--workers", "--wait", "--prune"))
     assert ClusterRun("a", "b", wait=True, prune=True).entrypoint().endswith("--wait --prune")
@@ -30,18 +30,18 @@ def test_run_id_exists_before_the_job_is_submitted():
     run = ClusterRun("s3://b/m.parquet", "s3://b/c")
     assert RUN_ID.fullmatch(run.run_id) and run.job == f"persres-{run.run_id}"
     assert ClusterRun("s3://b/m.parquet", "s3://b/c").run_id != run.run_id
-    words = shlex.split(run.entrypoint())
-    assert words[words.index("--run-id") + 1] == run.run_id
+    arguments = shlex.split(run.entrypoint())
+    assert arguments[arguments.index("--run-id") + 1] == run.run_id
     assert RUN_ID.fullmatch(ClusterRun("a", "b").run_id)
 
 
 def test_job_metadata_names_the_owner_and_no_secret():
     run = ClusterRun("https://host/m.parquet?download=1", "s3://b/c")
-    told = run.metadata().to_ray()
-    assert told["manifest"] == "https://host/m.parquet" and told["catalog"] == "s3://b/c"
-    assert told["run_id"] == run.run_id and told["code"] == code_digest() and "@" in told["owner"]
-    assert all(isinstance(value, str) for value in told.values()), "Ray takes nothing else"
-    assert JobMetadata.from_ray(told) == run.metadata()
+    metadata = run.metadata().to_ray()
+    assert metadata["manifest"] == "https://host/m.parquet" and metadata["catalog"] == "s3://b/c"
+    assert metadata["run_id"] == run.run_id and metadata["code"] == code_digest() and "@" in metadata["owner"]
+    assert all(isinstance(value, str) for value in metadata.values()), "Ray takes nothing else"
+    assert JobMetadata.from_ray(metadata) == run.metadata()
     assert JobMetadata.from_ray({"run_id": "x"}) is None and JobMetadata.from_ray(None) is None
 
 

@@ -1,4 +1,4 @@
-"""Cron expressions: what is refused, when they come true, and that systemd's calendar says the same."""
+"""Cron expressions: what is refused, when they match, and that systemd's calendar means the same."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ EXPRESSIONS = st.tuples(field(0, 59), field(0, 23), field(1, 28), field(1, 12), 
 
 
 def calendar_allows(calendar: str, moment: datetime) -> bool:
-    """systemd.time(7) for the form that we write, slowly."""
+    """Evaluate a calendar as systemd.time(7) describes, for the form that we write."""
     match = re.fullmatch(r"(?:([A-Z][\w,]+) )?\*-(\S+)-(\S+) (\S+):(\S+):00", calendar)
     assert match, calendar
     weekdays, *fields = match.groups()
@@ -125,10 +125,12 @@ def test_systemd_calendar_matches_when_the_expression_does(expression, moment):
 def test_systemd_parses_the_calendar(expression):
     schedule = parse_or_skip(expression)
     if schedule is None or schedule.either_day:
-        return  # of two calendars systemd-analyze has two lists
-    told = subprocess.run(
+        return  # systemd-analyze prints a list for each of two calendars
+    listed = subprocess.run(
         ["systemd-analyze", "calendar", "--iterations=4", f"--base-time={MONDAY} UTC", *schedule.on_calendar()],
         capture_output=True, text=True, check=True, env={"TZ": "UTC", "PATH": "/usr/bin:/bin", "SYSTEMD_COLORS": "0"},
     ).stdout  # fmt: skip
-    times = [datetime.fromisoformat(text) for text in re.findall(r": \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", told)]
+    times = [
+        datetime.fromisoformat(text) for text in re.findall(r": \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", listed)
+    ]
     assert times == list(islice(CronSim(expression, MONDAY), 4))

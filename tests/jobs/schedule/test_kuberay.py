@@ -21,14 +21,14 @@ def refresh(manifest: str = "s3://bucket/mugs.parquet", catalog: str = "s3://buc
     return Refresh("persres-mugs", CronSchedule.parse("0 3 * * 7"), manifest, catalog, **changes)
 
 
-def job_of(asked: Refresh, spec: RunSpec | None = None, image: str = IMAGE) -> dict:
-    _, job = ray_job(asked, spec or RunSpec(), image=image)
+def job_of(scheduled: Refresh, spec: RunSpec | None = None, image: str = IMAGE) -> dict:
+    _, job = ray_job(scheduled, spec or RunSpec(), image=image)
     return job["spec"]
 
 
 def test_entrypoint_is_a_submit_that_the_command_line_parses(capsys):
-    asked = refresh("s3://bucket/it's 50%.parquet", workers=3, prune=True)
-    program, *arguments = shlex.split(job_of(asked)["entrypoint"])
+    scheduled = refresh("s3://bucket/it's 50%.parquet", workers=3, prune=True)
+    program, *arguments = shlex.split(job_of(scheduled)["entrypoint"])
     assert program == "persres-batch"
     assert arguments[1] == "s3://bucket/it's 50%.parquet"
     assert arguments[arguments.index("--address") + 1] == "auto"
@@ -53,14 +53,14 @@ def test_run_spec_is_in_a_config_map_that_only_the_head_mounts():
 
 
 @pytest.mark.parametrize(
-    ("asked", "spec", "at_once"),
+    ("scheduled", "spec", "workers"),
     [(refresh(), RunSpec(), 8), (refresh(), RunSpec(workers=5), 5), (refresh(workers=12), RunSpec(workers=5), 12)],
 )
-def test_entrypoint_names_the_workers_since_no_gpu_is_there_at_its_start(asked, spec, at_once):
-    job = job_of(asked, spec)
-    words = shlex.split(job["entrypoint"])
-    assert words[words.index("--workers") + 1] == str(at_once)
-    assert job["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == at_once
+def test_entrypoint_always_gives_the_number_of_workers(scheduled, spec, workers):
+    job = job_of(scheduled, spec)
+    arguments = shlex.split(job["entrypoint"])
+    assert arguments[arguments.index("--workers") + 1] == str(workers)
+    assert job["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == workers
 
 
 def test_cluster_is_that_of_raycluster_yaml_but_for_image_size_and_spec():

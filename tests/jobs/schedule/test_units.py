@@ -1,4 +1,4 @@
-"""Crontab lines and systemd units: every word arrives as it was meant, and no secret is written."""
+"""Crontab lines and systemd units: arguments arrive unchanged, and no secret is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persres.jobs.schedule.units import Refresh, crontab_line, default_name, sys
 
 NIGHTLY = CronSchedule.parse("0 3 * * *")
 PROGRAM = ("/usr/bin/persres-batch",)
-SAY_ARGUMENTS = "import json, sys; print(json.dumps(sys.argv[1:]))"
+PRINT_ARGUMENTS = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 AWKWARD = st.text(st.sampled_from("ab %$\\'\"`;&|*?~#!()<>=,é"), min_size=1, max_size=12).filter(str.isprintable)
 
@@ -30,10 +30,10 @@ def refresh(manifest: str = "s3://bucket/mugs.parquet", catalog: str = "s3://buc
 
 
 def test_command_is_submit_with_every_given_option():
-    asked = refresh(workers=4, address="http://127.0.0.1:8265", device="cuda", prune=True)
+    scheduled = refresh(workers=4, address="http://127.0.0.1:8265", device="cuda", prune=True)
     expected = "submit s3://bucket/mugs.parquet --spec run.yaml --catalog s3://bucket/mugs "
     expected += "--address http://127.0.0.1:8265 --device cuda --workers 4 --prune"
-    assert asked.command(["persres-batch"], "run.yaml") == ["persres-batch", *expected.split()]
+    assert scheduled.command(["persres-batch"], "run.yaml") == ["persres-batch", *expected.split()]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_line_break_adds_no_second_line_to_a_crontab():
 
 
 def run_as_cron_does(text: str, home: Path) -> list[str]:
-    """The words that the command of a crontab's only line gets. `logger` only passes its input on."""
+    """Run the command of a crontab's only line; returns its arguments. `logger` is replaced by `cat`."""
     (line,) = [line for line in text.splitlines() if not line.startswith("#")]
     _, _, _, _, _, command = line.split(" ", 5)
     assert not re.search(r"(?<!\\)%", command)  # cron would end the command there
@@ -93,17 +93,17 @@ def run_as_cron_does(text: str, home: Path) -> list[str]:
 
 def test_crontab_line_runs_the_exact_command_with_the_users_environment(tmp_path):
     awkward = '/pictures/50% off\'s $HOME `id` "x" \\%/mugs'
-    asked = refresh(f"{awkward}.parquet", awkward, prune=True)
+    scheduled = refresh(f"{awkward}.parquet", awkward, prune=True)
     (tmp_path / ".config/persres").mkdir(parents=True)
     (tmp_path / ".config/persres/environment").write_text("AWS_PROFILE=catalogs\n")
     code = "import json, os, sys; print(json.dumps([os.environ['AWS_PROFILE'], *sys.argv[1:]]))"
-    text = crontab_line(asked, [sys.executable, "-c", code], "/specs/run.yaml")
-    expected = asked.command([], "/specs/run.yaml")
+    text = crontab_line(scheduled, [sys.executable, "-c", code], "/specs/run.yaml")
+    expected = scheduled.command([], "/specs/run.yaml")
     assert run_as_cron_does(text, tmp_path) == ["catalogs", *expected]
 
 
 def test_crontab_line_runs_without_an_environment_file(tmp_path):
-    text = crontab_line(refresh(), [sys.executable, "-c", SAY_ARGUMENTS], "run.yaml")
+    text = crontab_line(refresh(), [sys.executable, "-c", PRINT_ARGUMENTS], "run.yaml")
     assert run_as_cron_does(text, tmp_path) == refresh().command([], "run.yaml")
 
 
@@ -112,20 +112,20 @@ def test_crontab_line_too_long_for_cron_is_refused():
         crontab_line(refresh(), PROGRAM, "/" + "deep/" * 200 + "run.yaml")
 
 
-def words_of(exec_start: str) -> list[str]:
-    """The words that systemd makes of ExecStart, as systemd.service(5) has it, for what we write."""
+def parse_exec_start(exec_start: str) -> list[str]:
+    """Split ExecStart into arguments as systemd.service(5) describes, for the forms that we write."""
     terms = re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', exec_start)
-    words = [re.sub(r"\\(.)", r"\1", quoted) if quoted else bare.replace("\\\\", "\\") for quoted, bare in terms]
-    assert not any(re.search(r"(?<!%)%(?!%)|(?<!\$)\$(?!\$)", re.sub(r"%%|\$\$", "", word)) for word in words)
-    return [word.replace("%%", "%").replace("$$", "$") for word in words]
+    arguments = [re.sub(r"\\(.)", r"\1", quoted) if quoted else bare.replace("\\\\", "\\") for quoted, bare in terms]
+    assert not any(re.search(r"[%$]", re.sub(r"%%|\$\$", "", argument)) for argument in arguments)
+    return [argument.replace("%%", "%").replace("$$", "$") for argument in arguments]
 
 
 @given(AWKWARD, AWKWARD)
 def test_systemd_service_passes_arguments_unchanged(manifest, catalog):
-    asked = refresh(f"/m/{manifest}", f"/c/{catalog}")
-    service = systemd_units(asked, PROGRAM, "/run.yaml", grace_seconds=120)[".service"]
+    scheduled = refresh(f"/m/{manifest}", f"/c/{catalog}")
+    service = systemd_units(scheduled, PROGRAM, "/run.yaml", grace_seconds=120)[".service"]
     (line,) = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
-    assert words_of(line) == asked.command(PROGRAM, "/run.yaml")
+    assert parse_exec_start(line) == scheduled.command(PROGRAM, "/run.yaml")
 
 
 def test_systemd_service_leaves_time_to_commit_when_stopped():
@@ -135,15 +135,15 @@ def test_systemd_service_leaves_time_to_commit_when_stopped():
 
 
 def test_day_of_month_or_weekday_is_two_calendar_lines():
-    asked = Refresh("persres-mugs", CronSchedule.parse("0 3 1 * 1"), "/m", "/c")
-    timer = systemd_units(asked, PROGRAM, "/run.yaml", grace_seconds=0)[".timer"]
+    scheduled = Refresh("persres-mugs", CronSchedule.parse("0 3 1 * 1"), "/m", "/c")
+    timer = systemd_units(scheduled, PROGRAM, "/run.yaml", grace_seconds=0)[".timer"]
     assert re.findall("OnCalendar=(.*)", timer) == ["*-*-01 03:00:00", "Mon *-*-* 03:00:00"]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
 def test_systemd_accepts_the_units(tmp_path):
-    asked = refresh("/pictures/50% off's $HOME.parquet")
-    for end, text in systemd_units(asked, [sys.executable], "/run.yaml", grace_seconds=120).items():
+    scheduled = refresh("/pictures/50% off's $HOME.parquet")
+    for end, text in systemd_units(scheduled, [sys.executable], "/run.yaml", grace_seconds=120).items():
         (tmp_path / f"persres-mugs{end}").write_text(text)
     files = sorted(map(str, tmp_path.glob("persres-mugs.*")))
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
