@@ -40,10 +40,6 @@ class Residual:
         """Layer name to rank r."""
         return {name: factor.shape[1] for name, factor in self.a.items()}
 
-    def delta(self, layer: str) -> Tensor:
-        """Return dW = A B of a layer, [m, m]."""
-        return self.a[layer] @ self.b[layer]
-
     def delta_norm(self, layer: str) -> float:
         """Return the Frobenius norm |A B| of a layer, by |A B|^2 = sum((A^T A) * (B B^T)), without an m x m product."""
         a, b = self.a[layer].double(), self.b[layer].double()

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_spriteworld.py [OPTION …]
 
-takes every option of that command; without --json the rows go to .benchmarks/bench_spriteworld.json. Figures mean
-something on a quiet machine only.
+takes every option of that command; without --json the rows are written to .benchmarks/bench_spriteworld.json. Figures
+are valid only on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT = Path(__file__).parents[2] / ".benchmarks" / "bench_spriteworld.json"
 
 
 def arguments(given: list[str]) -> list[str]:
-    """The command line: the user's options after ours, so that theirs hold."""
+    """Return the command line, with the user's options after ours, so that they take precedence."""
     target = [] if "--json" in given else ["--json", str(DEFAULT)]
     return ["bench", "--model", "spriteworld", "--device", "cpu", *target, *given]
 

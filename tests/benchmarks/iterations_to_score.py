@@ -1,29 +1,27 @@
-"""How many iterations a concept needs, from the seed, from its committed residual and from its class's mean residual.
+"""The number of iterations a concept needs from a cold start, from its committed residual, and from its class's mean.
 
     python tests/benchmarks/iterations_to_score.py --json iterations_to_score.json
 
-trains spriteworld identities that its base model never saw and judges their LAG renderings against true drawings on
-the background asked for, after more and more iterations:
+trains spriteworld identities that the base model never saw, and scores their LAG renderings against drawings on the
+prompt's background, after different numbers of iterations:
 
     cold      from the seed, as a new concept
-    refresh   from the residual that the same concept learned from other references on another background
+    refresh   from the residual of the same concept trained on other references on another background
     class     from the mean of the residuals of two other concepts of the same macro class, and their mean V*
 
-and says where the early-stopping rule would have ended every cold training, by threshold. Ends with the settings of
-the demo. Nothing here is a timing, so other work on the machine does no harm.
+It also shows where the early-stopping rule would have ended each cold training, by threshold. The settings are the
+demo's. No time is measured, so the machine need not be idle.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from benchmark_json import argument_parser, print_json
 
 from persres.core.base_model import BaseModel, load_base_model
 from persres.core.latents import encode_references
@@ -56,8 +54,7 @@ class Course:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser = argument_parser(__doc__)
     parser.add_argument("--concepts", type=int, default=12, metavar="N", help="judged concepts")
     parser.add_argument("--pack-size", type=int, default=6, metavar="K")
     arguments = parser.parse_args()
@@ -70,11 +67,7 @@ def main() -> None:
         spec,
         arguments.pack_size,
     )
-    result = study.run(arguments.concepts)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_json(study.run(arguments.concepts), arguments.json)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +181,7 @@ def mean_residual(residuals: Sequence[Residual]) -> Residual:
     ranks = residuals[0].ranks
     a, b = {}, {}
     for name, rank in ranks.items():
-        u, s, v = torch.linalg.svd(torch.stack([one.delta(name) for one in residuals]).mean(dim=0))
+        u, s, v = torch.linalg.svd(torch.stack([one.a[name] @ one.b[name] for one in residuals]).mean(dim=0))
         root = s[:rank].sqrt()
         a[name], b[name] = u[:, :rank] * root, root[:, None] * v[:rank]
     return Residual(a, b, torch.stack([one.identifier for one in residuals if one.identifier is not None]).mean(dim=0))

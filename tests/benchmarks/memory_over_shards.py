@@ -1,19 +1,14 @@
-"""Whether driver and worker keep their memory: resident bytes over many shards that do nothing, and over real packs.
+"""Whether the memory of driver and worker grows: resident bytes over many empty shards, and over real packs.
 
     python tests/benchmarks/memory_over_shards.py --json memory_over_shards.json
 
-One run of 200 shards on a worker that does nothing, and one of 50 packs that a real worker trains (few iterations),
-renders, scores and commits to a local catalog. The memory of both processes is read after every shard. `growth` is the
-slope of a straight line through the second half of them, in MiB a hundred shards: what comes before that is libraries,
-caches and pools that fill up once.
+Runs 200 shards on a worker that does nothing, and 50 packs that a real worker trains (few iterations), renders, scores
+and commits to a local catalog. The memory of both processes is read after every shard. `growth` is the slope of a line
+fitted to the second half of the readings, in MiB per hundred shards; in the first half, caches and pools fill up.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +19,7 @@ import numpy as np
 import psutil
 import ray
 import torch
+from benchmark_json import argument_parser, print_rows
 from noop_shards import IdleWorker, shard
 
 from persres.jobs.cluster.local_ray import embedded_ray
@@ -31,7 +27,6 @@ from persres.jobs.driver.gpu_worker import worker_factory
 from persres.jobs.driver.observer import RunObserver
 from persres.jobs.driver.progress import RunProgress
 from persres.jobs.driver.run_shards import MAX_SHARDS_IN_FLIGHT, run_shards
-from persres.pipeline.benchmark.bench import device_name
 from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.planning.plan import Shard, make_shards
@@ -49,8 +44,7 @@ SPEC = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser = argument_parser(__doc__)
     parser.add_argument("--noop-shards", type=int, default=200, metavar="N")
     parser.add_argument("--packs", type=int, default=50, metavar="N")
     arguments = parser.parse_args()
@@ -59,10 +53,7 @@ def main() -> None:
         rows.append(measure("noop_shards", [shard(number) for number in range(arguments.noop_shards)], idle_worker))
     with embedded_ray(1), TemporaryDirectory() as folder:
         rows.append(measure("real_packs", *real_shards(Path(folder), arguments.packs)))
-    text = json.dumps({"machine": machine(), "rows": rows}, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_rows(rows, arguments.json, ray, torch)
 
 
 def measure(name: str, shards: Sequence[Shard], make_worker: Callable[[], Any]) -> dict[str, Any]:
@@ -133,16 +124,6 @@ def real_shards(folder: Path, packs: int) -> tuple[list[Shard], Callable[[], Any
         spec, prepared.base, prepared.scorer, catalog_uri=catalog, run_id="20260101T000000Z-000000", device="cpu"
     )
     return make_shards(plan, PACK_SIZE, pack_size=PACK_SIZE), make_worker
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "device": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-        "torch": torch.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -1,29 +1,22 @@
-"""What the driver costs a shard: many shards through a real Ray and the real driver, on workers that do nothing.
+"""The driver's cost per shard: many shards with a real Ray and the real driver, on workers that do nothing.
 
     python tests/benchmarks/noop_shards.py --json noop_shards.json
 
-The workers' personalize() returns at once and commits nothing. `seconds_per_shard` counts from the moment the workers
-are ready until the driver has given its last answer, so it holds what Ray itself needs for a call and its answer. A run
-that stays within 10 ms spends less than a hundredth of its time on that where shards take a second. Figures mean
-something on a quiet machine only.
+The workers' personalize() returns at once and commits nothing. `seconds_per_shard` is measured from when the workers
+are ready until the driver returns, so it includes what Ray needs for a call. With 10 ms per shard, a run whose shards
+take a second spends a hundredth of its time on this. Figures are valid only on an otherwise idle machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
-import torch
+from benchmark_json import argument_parser, print_rows
 
 from persres.jobs.cluster.local_ray import embedded_ray
 from persres.jobs.driver.run_shards import MAX_SHARDS_IN_FLIGHT, run_shards
-from persres.pipeline.benchmark.bench import device_name
 from persres.pipeline.catalog.commit_record import Fingerprints
 from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.planning.plan import PlannedConcept, Shard
@@ -33,18 +26,14 @@ CONCEPTS_A_SHARD = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-    parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="how many shards")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="number of shards")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     arguments = parser.parse_args()
     shards = [shard(number) for number in range(arguments.rows)]
     with embedded_ray(arguments.workers):
         row = measure(shards, arguments.workers)
-    text = json.dumps({"machine": machine(), "rows": [row]}, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_rows([row], arguments.json, ray)
 
 
 def measure(shards: list[Shard], workers: int) -> dict[str, Any]:
@@ -91,15 +80,6 @@ def shard(number: int) -> Shard:
         row = ManifestRow(number * CONCEPTS_A_SHARD + index, name, "mug", images, prompts)
         concepts.append(PlannedConcept(row, Fingerprints(f"{number:032x}", f"{index:032x}")))
     return Shard.of("train", concepts)
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "device": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "ray": ray.__version__,
-    }
 
 
 if __name__ == "__main__":

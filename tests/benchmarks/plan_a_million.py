@@ -5,14 +5,14 @@
 writes a manifest, its images and a catalog into a temporary folder (about 1 GB for a million rows), and plans in
 processes of their own, from starting Python to having the shards, as `persres-batch plan` does:
 
-    plan_loose       nothing to do; the catalog is the commit records of 16 concepts each, none of them compacted
-    compact          folds these records into one snapshot
-    plan             nothing to do; the catalog is that snapshot
+    plan_loose       all concepts are current; the catalog has commit records of 16 concepts each, not compacted
+    compact          compacts these records to one snapshot
+    plan             all concepts are current; the catalog has that snapshot
     plan_to_render   a sampling setting has changed: every concept has to be rendered again
     plan_to_train    the catalog is empty: every concept has to be trained
 
 The images are 64 small files that rows share, so reading images costs nothing; every tenth row has prompts of its own.
-`peak_bytes` is resident memory, as Linux counts it. Figures mean something on a quiet machine only.
+`peak_bytes` is resident memory, as Linux counts it. Figures are valid only on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmark_json import argument_parser, print_rows
 from PIL import Image
 
 SHARD_SIZE = 16
@@ -53,8 +53,7 @@ MANIFEST = pa.schema(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N")
     parser.add_argument("--step", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -66,10 +65,7 @@ def main() -> None:
         write_manifest(Path(folder), arguments.rows)
         in_a_process("generate", Path(folder), arguments.rows)
         rows = [in_a_process(step, Path(folder), arguments.rows) for step in STEPS]
-    text = json.dumps({"machine": machine(), "rows": rows}, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    print_rows(rows, arguments.json, pa)
 
 
 def in_a_process(step: str, folder: Path, rows: int) -> dict[str, Any]:
@@ -166,14 +162,12 @@ def write_records(folder: Path) -> None:
 
 def commit_record(concepts: tuple[Any, ...]) -> tuple[str, bytes]:
     from persres.pipeline.catalog.commit_record import CommittedConcept, ShardCommit, VariantScores
-    from persres.pipeline.catalog.store import CatalogStore
+    from persres.pipeline.catalog.layout import AttemptPaths
     from persres.pipeline.planning.plan import Shard
 
-    name: Callable[..., Any] = CatalogStore("memory://names").commit_record
     shard_id, attempt = Shard.of("train", concepts).shard_id, "001"
-    path = name(RUN_ID, shard_id, attempt)
-    data = path.split("/")[-1].replace(".json", ".parquet")
-    files = {"residuals": f"residuals/{data}", "renderings": f"renderings/{data}"}
+    paths = AttemptPaths(RUN_ID, shard_id, attempt)
+    files = {"residuals": paths.residuals, "renderings": paths.renderings}
     scores = {variant: VariantScores(4, 0.3125, 0.625, 3) for variant in ("base", "residual", "lag")}
     committed = tuple(
         CommittedConcept(
@@ -189,26 +183,13 @@ def commit_record(concepts: tuple[Any, ...]) -> tuple[str, bytes]:
         )
         for number, one in enumerate(concepts)
     )
-    return path, ShardCommit(RUN_ID, shard_id, attempt, "train", files, committed, (), {"train": 1.0}).to_json()
+    return paths.record, ShardCommit(RUN_ID, shard_id, attempt, "train", files, committed, (), {"train": 1.0}).to_json()
 
 
 def peak_bytes() -> int:
     """The most memory that this process has had, without what its parent had before it (which `getrusage` counts)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    from persres.pipeline.benchmark.bench import device_name
-
-    return {
-        "device": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "pyarrow": pa.__version__,
-    }
 
 
 if __name__ == "__main__":

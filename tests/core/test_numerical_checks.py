@@ -15,6 +15,8 @@ from persres.core.identifier_token import identifier_embedding
 from persres.core.numerical_checks import MAX_FLAT_SPREAD, image_fault, relative_norms, training_fault, weight_norms
 from persres.core.residual import Residual, initialize_residual
 
+from ..support.merged_weights import delta
+
 LOSSES = torch.tensor([1.0, 0.5, 0.25])
 FIRST_LAYER = "down_blocks.0.attentions.0.proj_out"
 
@@ -34,7 +36,7 @@ def test_relative_norms_equal_those_of_the_explicit_products(base: BaseModel, re
     assert list(norms) == [layer.name for layer in base.target_layers]
     for layer in base.target_layers:
         weight = base.unet.get_parameter(f"{layer.name}.weight")
-        assert norms[layer.name] == pytest.approx(float(residual.delta(layer.name).norm() / weight.norm()), rel=1e-5)
+        assert norms[layer.name] == pytest.approx(float(delta(residual, layer.name).norm() / weight.norm()), rel=1e-5)
 
 
 def test_layer_with_zero_weights_is_not_checked(base: BaseModel, residual: Residual):

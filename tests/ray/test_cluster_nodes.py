@@ -21,11 +21,11 @@ node_types = st.lists(st.builds(NodeType, *(st.integers(0, 3),) * 3), max_size=3
 
 
 @given(node_types, st.integers(0, 4))
-def test_most_gpu_workers_is_the_largest_number_over_all_choices_of_nodes(types, most_nodes):
-    machines = [min(kind.gpus, kind.cpus) for kind in types for _ in range(kind.most)]
-    choices = (choice for count in range(most_nodes + 1) for choice in combinations(machines, count))
+def test_max_gpu_workers_is_the_largest_number_over_all_choices_of_nodes(types, max_nodes):
+    nodes = [min(node_type.gpus, node_type.cpus) for node_type in types for _ in range(node_type.max_nodes)]
+    choices = (choice for count in range(max_nodes + 1) for choice in combinations(nodes, count))
     best = max(map(sum, choices))
-    assert max_gpu_workers(types, most_nodes) == best
+    assert max_gpu_workers(types, max_nodes) == best
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def launched(tmp_path, monkeypatch, local_ray):
     """Write an autoscaler's configuration where the cluster launcher does."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def write(most_nodes: int, **types: dict[str, object]) -> None:
-        configuration = {"max_workers": most_nodes, "available_node_types": types}
+    def write(max_nodes: int, **types: dict[str, object]) -> None:
+        configuration = {"max_workers": max_nodes, "available_node_types": types}
         (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(configuration))
 
     return write
@@ -42,15 +42,15 @@ def launched(tmp_path, monkeypatch, local_ray):
 
 def test_cluster_without_known_node_types_has_only_its_own_gpus(launched):
     assert max_cluster_gpus() == 0 and "may start" not in describe_resources("cuda")
-    with connect_ray(Placement(join_cluster=True), RunSpec()) as place:
-        assert (place.device, place.workers()) == ("cpu", 2)
+    with connect_ray(Placement(join_cluster=True), RunSpec()) as connection:
+        assert (connection.device, connection.workers()) == ("cpu", 2)
 
 
 def test_gpus_of_nodes_that_may_be_started_count(launched):
     launched(4, head={"resources": {"CPU": 0}, "max_workers": 0}, gpu={"resources": {"CPU": 8, "GPU": 2}})
     assert max_cluster_gpus() == 8 and describe_resources("cuda").endswith("and may start nodes for 8")
-    with connect_ray(Placement(join_cluster=True), RunSpec()) as place:
-        assert (place.device, place.workers()) == ("cuda", 8)
+    with connect_ray(Placement(join_cluster=True), RunSpec()) as connection:
+        assert (connection.device, connection.workers()) == ("cuda", 8)
 
 
 def test_cluster_file_allows_a_worker_for_each_node(launched):
@@ -62,10 +62,10 @@ def test_cluster_file_allows_a_worker_for_each_node(launched):
 
 def test_given_device_and_number_of_workers_take_precedence(launched):
     launched(4, gpu={"resources": {"CPU": 8, "GPU": 2}})
-    with connect_ray(Placement(3, join_cluster=True), RunSpec()) as place:
-        assert (place.device, place.workers()) == ("cuda", 3)
-    with connect_ray(Placement(device="cpu", join_cluster=True), RunSpec()) as place:
-        assert (place.device, place.workers()) == ("cpu", 2)
+    with connect_ray(Placement(3, join_cluster=True), RunSpec()) as connection:
+        assert (connection.device, connection.workers()) == ("cuda", 3)
+    with connect_ray(Placement(device="cpu", join_cluster=True), RunSpec()) as connection:
+        assert (connection.device, connection.workers()) == ("cpu", 2)
 
 
 def test_node_types_reported_to_the_cluster_take_precedence(launched):

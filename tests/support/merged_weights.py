@@ -15,4 +15,9 @@ def merge_into_base(base: BaseModel, residual: Residual) -> None:
         for layer in base.target_layers:
             weight = base.layer(layer).weight
             assert isinstance(weight, Tensor)
-            weight += residual.delta(layer.name).to(weight).view_as(weight)
+            weight += delta(residual, layer.name).to(weight).view_as(weight)
+
+
+def delta(residual: Residual, layer: str) -> Tensor:
+    """Return dW = A B of a layer, [m, m]."""
+    return residual.a[layer] @ residual.b[layer]
