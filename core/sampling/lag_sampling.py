@@ -91,7 +91,7 @@ def render(
     """Render all requests, in full batches of mixed concepts. Returns the renderings in the order of the requests.
 
     An image that is not finite, black or of one colour is retried once with another seed and half as much guidance,
-    s' = 1 + (s - 1) / 2. If the retry is sound, its `remedy` tells what was changed; if not, its `fault` names both.
+    s' = 1 + (s - 1) / 2. If the retry is sound, its `remedy` names the changes; if not, its `fault` names both faults.
 
     Args:
         residuals: concept id to residual; needed for every request but those of the base variant.

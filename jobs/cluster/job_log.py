@@ -27,7 +27,7 @@ def follow_job(
     retry_s: float = JOB_LOG_RETRY_S,
     silence_s: float = JOB_LOG_SILENCE_S,
 ) -> RunJob:
-    """Show the log of a job, line by line from its beginning, until the job is over. Returns the job's end.
+    """Show the log of a job, line by line from its beginning, until the job is over. Returns the job as it ended.
 
     Args:
         retry_s: how long a cluster that does not answer is retried, in seconds.

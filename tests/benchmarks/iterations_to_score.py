@@ -106,7 +106,7 @@ class Study:
     def train(
         self, who: Sequence[tuple[str, Identity]], starts: Mapping[str, Residual], keep: Sequence[int], home: int
     ) -> dict[str, Course]:
-        """Train everyone on four references on one background; `home` chooses it."""
+        """Train concepts on four references each, on the concept's background number `home`."""
         courses: dict[str, Course] = {}
         for first in range(0, len(who), self.pack_size):
             members = who[first : first + self.pack_size]
@@ -142,8 +142,8 @@ class Study:
         }
 
     def score(self, who: Sequence[tuple[str, Identity]], residuals: Mapping[str, Residual]) -> dict[str, float]:
-        """Mean identity, prompt score and share of right backgrounds, four prompts a concept."""
-        asked = {name: backgrounds_of(name)[2:6] for name, _ in who}
+        """Return the mean identity and prompt scores and the share of right backgrounds, for four prompts a concept."""
+        backgrounds = {name: backgrounds_of(name)[2:6] for name, _ in who}
         requests = [
             RenderRequest(
                 name,
@@ -155,7 +155,7 @@ class Study:
                 index,
             )
             for name, identity in who
-            for index, background in enumerate(asked[name])
+            for index, background in enumerate(backgrounds[name])
         ]
         token = self.spec.training.identifier_token
         renderings = render(self.base, residuals, requests, self.spec.sampling, identifier_token=token)
@@ -163,7 +163,10 @@ class Study:
             score
             for name, identity in who
             for score in judge_images(
-                self.scorer, identity, [one.image for one in renderings if one.request.concept_id == name], asked[name]
+                self.scorer,
+                identity,
+                [one.image for one in renderings if one.request.concept_id == name],
+                backgrounds[name],
             )
         ]
         identity, prompt, background = np.mean(np.asarray(scores, dtype=float), axis=0).round(3).tolist()
@@ -171,13 +174,13 @@ class Study:
 
 
 def backgrounds_of(name: str) -> list[str]:
-    """All backgrounds in an order of this concept's own: the first two for references, the rest for prompts."""
+    """Return all backgrounds in an order that depends on the concept: two for references, the others for prompts."""
     rng = np.random.default_rng(list(name.encode()))
     return [BACKGROUNDS[index] for index in rng.permutation(len(BACKGROUNDS))]
 
 
 def mean_residual(residuals: Sequence[Residual]) -> Residual:
-    """The residual of the same ranks that is nearest to the mean of dW = A B, and the mean V*."""
+    """Return the residual of equal ranks that is nearest to the mean of dW = A B, with the mean V*."""
     ranks = residuals[0].ranks
     a, b = {}, {}
     for name, rank in ranks.items():
@@ -188,7 +191,7 @@ def mean_residual(residuals: Sequence[Residual]) -> Residual:
 
 
 def stops_at(checks: Sequence[float], threshold: float) -> int:
-    """The iteration at which the rule ends a training with these losses, or the last."""
+    """Return the iteration at which the rule ends a training with these losses, or the last one."""
     rule = EarlyStopping(check_every=CHECK_EVERY, threshold=threshold)
     for count in range(1, len(checks) + 1):
         if has_converged(checks[:count], rule):

@@ -1,4 +1,4 @@
-"""The files in jobs/deploy: as far as they can be held against something without a Kubernetes and a Grafana."""
+"""The files in jobs/deploy, as far as they can be checked without Kubernetes and Grafana."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_following_ends_when_the_tunnel_stays_broken(head, tunnel):
         if text == "line 3":
             tunnel.close()
 
-    with pytest.raises(JobUnreachable, match="The run may be going on") as lost:
+    with pytest.raises(JobUnreachable, match="The run may continue without it") as lost:
         follow_job(JobServer(tunnel.address), f"persres-{name}", show, retry_s=2, silence_s=2)
     assert "persres-batch logs RUN --follow" in str(lost.value)
     assert JobServer(head).stop(f"persres-{name}")

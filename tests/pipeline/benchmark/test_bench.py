@@ -64,7 +64,7 @@ def test_pack_that_does_not_fit_is_left_out_with_larger_ones(sd1, small_plan, mo
 
     def limited(self, *arguments):
         if self.pack_size > 2:
-            raise PackTooLarge("it goes on with 2")
+            raise PackTooLarge("packed_4: 2 concepts at most")
         return train(self, *arguments)
 
     monkeypatch.setattr(OurTraining, "train", limited)

@@ -1,4 +1,4 @@
-"""The demo's manifest: its columns, its pictures, and enough in its metadata to draw the truth."""
+"""The demo's manifest, its references, and the metadata from which the truth is drawn."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_prompts_ask_for_other_backgrounds_than_the_references(tmp_path: Path) -
 def test_metadata_gives_the_identity(tmp_path: Path) -> None:
     write_demo(tmp_path, concepts=3, references=1, seed=5)
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
-    told = [(row["concept_id"], identity_from_json(dict(row["metadata"])["identity"])) for row in rows]
-    assert told == demo_identities(3, seed=5)
+    found = [(row["concept_id"], identity_from_json(dict(row["metadata"])["identity"])) for row in rows]
+    assert found == demo_identities(3, seed=5)
 
 
 def test_files_of_a_seed_are_the_same_bytes(tmp_path: Path) -> None:

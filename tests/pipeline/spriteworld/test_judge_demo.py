@@ -1,4 +1,4 @@
-"""The judge knows the truth: true drawings score high, the references' background and other identities low."""
+"""Scores of a demo's catalog: drawings of the truth score high, other identities and copied backgrounds low."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ...support.catalog_factories import commit, png, rendering_rows_of, shard_o
 
 
 def picture_of(variant: str, row, template: str) -> np.ndarray:
-    """base: another sprite in the right place; residual: the right sprite where its references are; lag: the truth."""
-    who, asked = identity_from_json(row.metadata["identity"]), background_of(template)
+    """Draw another sprite for base, the sprite on its references' background for residual, and the truth for lag."""
+    who, background = identity_from_json(row.metadata["identity"]), background_of(template)
     if variant == "base":
-        return draw(random_identity("somebody else", row.macro_class), asked, "any")[0]
-    return draw(who, row.metadata["reference_background"] if variant == "residual" else asked, "any")[0]
+        return draw(random_identity("somebody else", row.macro_class), background, "any")[0]
+    return draw(who, row.metadata["reference_background"] if variant == "residual" else background, "any")[0]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo folder whose catalog holds drawings instead of renderings, so that the right scores are known."""
+    """A demo folder whose catalog holds drawings instead of renderings, so that their scores are predictable."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo(folder, concepts=3)
     concepts, rows = [], []

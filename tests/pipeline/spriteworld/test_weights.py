@@ -1,4 +1,4 @@
-"""The shipped weights: genuine folders that their libraries open, small, and the ones the revision names."""
+"""The shipped weights: folders that diffusers and transformers open, with the digest of REVISION."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn world: the same picture for the same seed, on any machine, and a mask that is the sprite."""
+"""The drawn world: drawings are deterministic, and masks cover the sprites."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_drawing_is_deterministic_and_well_formed(kind: str, background: str) ->
 
 
 def test_drawings_have_not_changed() -> None:
-    """Coarse statistics: another version of the drawing library may round differently, but not draw differently."""
+    """Coarse statistics, since another version of the drawing library may round differently."""
     for kind, golden in GOLDEN_MEANS.items():
         picture, mask = draw(random_identity(f"golden/{kind}", kind), "grass", "golden")
         means = [*picture.reshape(-1, 3).mean(0), 100 * mask.mean()]
@@ -44,7 +44,7 @@ def test_drawings_have_not_changed() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_mask_is_where_identities_differ(kind: str) -> None:
-    """Two identities drawn alike differ inside the mask only, but for the anti-aliased edge."""
+    """Two identities of equal proportions differ only inside the mask and at its anti-aliased edge."""
     first = random_identity("mask/0", kind)
     others = (random_identity(f"mask/{i}", kind) for i in range(1, 50))
     second = next(other for other in others if other.body != first.body)
