@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from .base_model import BaseModel
-from .concept import concept_phrase, expand_template
+from .concept import PLACEHOLDER, concept_phrase, expand_template
 from .errors import ConceptError, InvalidInput
 
 
@@ -76,21 +76,26 @@ def tokenize_concept_prompt(
 ) -> TokenizedPrompt:
     """Expand a template with "V* <macro class>", tokenize it, and find the tokens of the concept, the set C of LAG.
 
+    Text may follow `{concept}` at once: of "sks mugs" the token "mugs" belongs to C.
+
     Raises:
-        ConceptError: the prompt is too long, or text next to `{concept}` merges with it into other tokens.
+        ConceptError: the prompt is too long, or text before `{concept}` merges with V* into other tokens.
     """
     prompt = tokenize(tokenizer, expand_template(template, identifier_token, macro_class))
-    phrase = tokenizer(concept_phrase(identifier_token, macro_class), add_special_tokens=False)["input_ids"]
-    ids = list(prompt.ids)
-    starts = [start for start in range(len(ids)) if ids[start : start + len(phrase)] == phrase]
-    if not starts:
+    start = template.index(PLACEHOLDER)  # the phrase may also stand elsewhere in the prompt, as the user's own words
+    end_of_identifier = start + len(identifier_token)
+    end = start + len(concept_phrase(identifier_token, macro_class))
+    spans = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+    concept = tuple(place for place, (first, last) in enumerate(spans) if first < last and first < end and last > start)
+    identifier = [place for place in concept if spans[place][0] < end_of_identifier]
+    inside = [spans[place][0] >= start and spans[place][1] <= end_of_identifier for place in identifier]
+    if inside != [True] or prompt.ids[identifier[0]] != identifier_id(tokenizer, identifier_token):
         raise ConceptError(
-            f"prompt {template!r} glues other text to {{concept}}, so its tokens cannot be found",
+            f"prompt {template!r} glues other text to the front of {{concept}}, so its tokens cannot be found",
             stage="load",
-            fix="leave a space (or punctuation) before and after {concept}",
+            fix="leave a space (or punctuation) before {concept}",
         )
-    start = starts[0]
-    return TokenizedPrompt(prompt.text, prompt.ids, start, tuple(range(start, start + len(phrase))))
+    return TokenizedPrompt(prompt.text, prompt.ids, identifier[0], concept)
 
 
 def identifier_embedding(base: BaseModel, identifier_token: str) -> Tensor:

@@ -7,6 +7,8 @@ on values that are copied from the device in any case, so that training never wa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,10 +24,16 @@ MAX_FLAT_SPREAD = 4
 """An image is of one colour if no channel's values (0 to 255) span more than this."""
 
 
-def weight_norms(base: BaseModel) -> dict[str, float]:
-    """Return the Frobenius norm |W| of every target layer."""
-    weights = {layer.name: base.unet.get_parameter(f"{layer.name}.weight") for layer in base.target_layers}
-    return {name: float(weight.detach().double().norm()) for name, weight in weights.items()}
+_weight_norms: WeakKeyDictionary[BaseModel, Mapping[str, float]] = WeakKeyDictionary()
+
+
+def weight_norms(base: BaseModel) -> Mapping[str, float]:
+    """Return the Frobenius norm |W| of every target layer. Computed once a base model, whose weights are frozen."""
+    if base not in _weight_norms:
+        weights = {layer.name: base.unet.get_parameter(f"{layer.name}.weight") for layer in base.target_layers}
+        norms = [weight.detach().double().norm() for weight in weights.values()]
+        _weight_norms[base] = MappingProxyType(dict(zip(weights, torch.stack(norms).tolist(), strict=True)))
+    return _weight_norms[base]
 
 
 def relative_norms(residual: Residual, norms: Mapping[str, float]) -> dict[str, float]:

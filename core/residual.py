@@ -67,7 +67,7 @@ class Residual:
         """
         try:
             tensors = load(blob)
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:  # the last four: torch's
             raise PersresError(
                 f"not a residual: {error}", fix="read the column `residual` of residuals/*.parquet"
             ) from error
@@ -93,7 +93,7 @@ def check_residual(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
         )
     for name, width in expected.items():
         a, b = residual.a[name], residual.b[name]
-        if a.shape[0] != width or b.shape[1] != width or a.shape[1] != b.shape[0]:
+        if a.dim() != 2 or b.dim() != 2 or (*a.shape, *b.shape) != (width, a.shape[1], a.shape[1], width):
             raise PersresError(
                 f"the residual's {name} is A {tuple(a.shape)}, B {tuple(b.shape)}; the layer is {width} wide",
                 fix="use the base model it was trained on",
@@ -103,7 +103,7 @@ def check_residual(residual: Residual, target_layers: Sequence[TargetLayer]) -> 
 def initialize_residual(
     target_layers: Sequence[TargetLayer],
     *,
-    rank_fraction: float,
+    rank_fraction: int | float,
     a_std: float,
     seed: int,
 ) -> Residual:

@@ -37,7 +37,7 @@ class ResidualBank:
 
     @classmethod
     def stack(
-        cls, residuals: Sequence[Residual | None], base: BaseModel, *, rank_fraction: float = 0.05
+        cls, residuals: Sequence[Residual | None], base: BaseModel, *, rank_fraction: int | float = 0.05
     ) -> ResidualBank:
         """Stack residuals in float32 on the base model's device. None is the zero residual.
 

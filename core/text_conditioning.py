@@ -80,9 +80,9 @@ def encode_text(
 
 
 def encode_negative(base: BaseModel, text: str) -> TextConditioning:
-    """Encode one negative prompt. For SDXL the empty prompt is all zeros, as in its training."""
+    """Encode one negative prompt. For SDXL the empty one is all zeros, unless its model_index.json says otherwise."""
     encoded = encode_text(base, [tokenize(base.tokenizer, text)])
-    if text or base.text_encoder_2 is None:
+    if text or base.text_encoder_2 is None or not base.zeros_for_empty_prompt:
         return encoded
     pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
     return TextConditioning(torch.zeros_like(encoded.states), pooled)

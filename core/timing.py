@@ -19,6 +19,9 @@ FILE_SETTLED_S = 3.0
 LEASE_SETTLE_S = 2.0
 """Where a store ignores conditional writes, the last of several creators holds the lease: how long each waits."""
 LEASE_POLL_S = 2.0
+FENCE_POLL_S = 0.5
+FENCE_TIMEOUT_S = 30.0
+"""How long a late commit waits for the process that is raising the fence to decide about it."""
 
 # -- the driver ------------------------------------------------------------------------------------------------------
 

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 
-from ..core.errors import PersresError, StoreError
+from ..core.errors import CatalogHeld, PersresError, StoreError
 from ..core.exit_codes import ExitCode
-from ..core.timing import DRIVER_STORE_RETRY_S, WAIT_NOTICE_INTERVAL_S
+from ..core.timing import DRIVER_STORE_RETRY_S
 from ..pipeline.catalog.commit_record import CommittedConcept, ShardCommit
 from ..pipeline.catalog.index import COMPACT_AFTER, compact, read_committed
 from ..pipeline.catalog.layout import AttemptPaths
-from ..pipeline.catalog.lease import Lease, LeaseState, hold_lease, owner_here
+from ..pipeline.catalog.lease import Lease, hold_lease, owner_here
+from ..pipeline.catalog.missing_files import read_present
 from ..pipeline.catalog.store import CatalogStore
 from ..pipeline.maintenance.forget import forget
 from ..pipeline.planning.plan import RunPlan, Shard, make_shards
 from ..pipeline.planning.prepare import PreparedRun, prepare_run
-from ..pipeline.references.images import load_references
+from ..pipeline.run.damage import take_back
 from ..pipeline.run.documents import RunDocuments
 from ..pipeline.run.log import RunEvent, RunLog
-from ..pipeline.run.run_id import new_run_id
+from ..pipeline.run.run_id import later_run_id, new_run_id
 from ..pipeline.run.run_status import STOPPED_PREFIX
 from ..pipeline.run.stop_file import StopFile, watch_stop_file
 from ..pipeline.run.summary import RunSummary, account_for
@@ -37,14 +38,17 @@ from ..pipeline.storage.uri import without_credentials
 from .cluster.code import installed_versions
 from .cluster.placement import Placement, connect_ray
 from .cluster.run_jobs import JobMetadata
+from .cluster.session_folder import check_session_folder
 from .driver.observer import Observers
 from .driver.progress import RunOutcome
 from .observe.display import RunDisplay, progress_bar
 from .observe.event_printer import LogFormat, event_printer
-from .observe.log_observer import LogObserver, log_run_end, log_run_start
+from .observe.holder_notices import HolderNotices
+from .observe.log_observer import LogObserver, log_failure, log_run_end, log_run_start
 from .observe.model_progress import fetch_planned_models
 from .observe.recorder import RunRecorder
 from .observe.signals import StopRequest, stop_on_signals
+from .terminal.consoles import error_console, silent_console
 
 if TYPE_CHECKING:
     from .driver.shard_queue import ShardAttempt
@@ -107,7 +111,7 @@ def submit_local(
         RunStopped: stopped by a signal or by `persres-batch stop`.
         PersresError: the run failed, because of the store or because no worker starts.
     """
-    console = console or Console(stderr=True)
+    console = console or error_console()
     submission = _Submission(
         manifest_uri=manifest_uri,
         spec=spec,
@@ -117,9 +121,11 @@ def submit_local(
         prune=prune,
         run_id=run_id,
         on_run=on_run,
-        console=console if log_format == "text" else Console(quiet=True, force_terminal=False),
+        console=console if log_format == "text" else silent_console(),
         on_event=event_printer(console, log_format),
     )
+    if not submission.placement.join_cluster:
+        check_session_folder()
     with stop_on_signals() as stop:
         try:
             return submission.execute(stop)
@@ -145,26 +151,30 @@ class _Submission:
     def execute(self, stop: StopRequest) -> FinishedRun:
         """Plan, and if there is something to do, acquire the lease and execute the run."""
         recorder, store = RunRecorder(), CatalogStore(self.catalog_uri)
-        committed = read_committed(store)
+        committed = read_present(store, self.warn)
         with progress_bar(self.console, "reading references") as on_digest:
             prepared = prepare_run(self.manifest_uri, self.spec, committed, on_digest=on_digest)
         for warning in prepared.warnings:
-            self.notice(f"warning: {warning}")
+            self.warn(warning)
         plan, ttl_s = prepared.plan(committed), self.spec.recovery.lease_seconds
         while self._has_work(plan):
             run_id = self._choose_run_id(store)
-            on_held = _HolderNotices(self.notice) if self.wait else None
+            on_held = HolderNotices(self.notice) if self.wait else None
             with hold_lease(store, run_id, owner_here(), ttl_s, wait=on_held) as lease:
                 if store.run_ids()[-1:] > [run_id]:
                     continue  # a later run began while this one waited: readers would prefer its results
                 if lease.warning:
-                    self.notice(f"warning: {lease.warning}")
+                    self.warn(lease.warning)
                 # Planned again, because the previous holder may have done some of it.
-                plan = prepared.plan(read_committed(store))
+                plan = prepared.plan(read_present(store))
                 if self._has_work(plan):
                     return self._execute_run(run_id, prepared, plan, lease, stop, recorder)
-        idle = _summarize(plan, {}, _NO_OUTCOME, recorder, run_id=self._choose_run_id(store), prices=self.spec.prices)
+        run_id = self.run_id or later_run_id((), datetime.now(UTC), secrets.token_hex(3))  # nothing will bear it
+        idle = _summarize(plan, {}, _NO_OUTCOME, recorder, run_id=run_id, prices=self.spec.prices)
         return FinishedRun(idle, None)
+
+    def warn(self, text: str) -> None:
+        self.notice(f"warning: {text}")
 
     def notice(self, text: str) -> None:
         """Report something outside of the run's log."""
@@ -194,22 +204,6 @@ class _Submission:
 
     def _has_work(self, plan: RunPlan) -> bool:
         return bool(plan.has_work or plan.failures or (self.prune and plan.removed))
-
-
-class _HolderNotices:
-    """Reports who holds the catalog that a run waits for: first, when it changes, and every minute."""
-
-    def __init__(self, notice: Callable[[str], None]) -> None:
-        self._notice = notice
-        self._token = ""
-        self._noticed_at = float("-inf")
-
-    def __call__(self, holder: LeaseState) -> None:
-        if holder.token == self._token and time.monotonic() - self._noticed_at < WAIT_NOTICE_INTERVAL_S:
-            return
-        self._token, self._noticed_at = holder.token, time.monotonic()
-        since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self._notice(f"waiting for run {holder.run_id} of {holder.owner}, which has held the catalog since {since}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +236,7 @@ class _Run:
 
     def _execute_plan(self, store: CatalogStore) -> FinishedRun:
         documents = RunDocuments(store, self.run_id)
+        self._compact(store)  # names the records of a run that was lost, so that none of them can vanish unnoticed
         self._record_start(documents)
         outcome = self._run_workers() if self.plan.has_work else _NO_OUTCOME
         if outcome.left:
@@ -250,13 +245,32 @@ class _Run:
         committed = read_committed(store)
         summary = _summarize(self.plan, committed, outcome, self.recorder, run_id=self.run_id, prices=prices)
         pruned = self._prune(store)
-        report = documents.write_end(summary, self.recorder.incidents, self._reference_loader())
+        on_damage = partial(
+            take_back,
+            store,
+            self.plan,
+            committed,
+            summary,
+            lease_generation=self.lease.generation,
+            on_failure=partial(log_failure, self.log),
+        )
+        summary, report = documents.write_end(summary, self.recorder.incidents, on_damage, self.lease.confirm)
         log_run_end(self.log, summary, report)
+        if report is None:
+            self.log.emit("notice", "stopped after its last concept: `persres-batch report` makes the report")
+        self._compact(store)
+        return FinishedRun(summary, report, pruned)
+
+    def _compact(self, store: CatalogStore) -> None:
+        """Compact the commit records, unless the run is to stop: the results are committed, and the next one does."""
+        if self.stop:
+            return
         try:
             compact(store, after=COMPACT_AFTER)
-        except StoreError as error:  # the results are committed, and the next run compacts their records
+        except (StoreError, CatalogHeld) as error:
             self.submission.notice(f"warning: {error}")
-        return FinishedRun(summary, report, pruned)
+        except KeyboardInterrupt:
+            self.log.emit("notice", "stopped while it compacted its records: the next run does that")
 
     def _record_start(self, documents: RunDocuments) -> None:
         spec, prune = self.submission.spec, self.submission.prune
@@ -283,6 +297,7 @@ class _Run:
                 catalog_uri=submission.catalog_uri,
                 run_id=self.run_id,
                 device=connection.device,
+                lease_generation=self.lease.generation,
             )
             with RunDisplay(submission.console, _count_work(self.plan)) as display:
                 return run_shards(
@@ -307,17 +322,14 @@ class _Run:
         if not (self.submission.prune and self.plan.removed):
             return 0
         with progress_bar(self.submission.console, "forgetting") as on_progress:
-            forget(store, self.plan.removed, on_progress=on_progress, check=self.lease.check)
+            forget(
+                store,
+                self.plan.removed,
+                generation=self.lease.generation,
+                on_progress=on_progress,
+                check=self.lease.confirm,
+            )
         return len(self.plan.removed)
-
-    def _reference_loader(self) -> Callable[[str], Sequence[np.ndarray]]:
-        rows = {concept.concept_id: concept.row for concept in self.prepared.planned}
-
-        def load(concept_id: str) -> Sequence[np.ndarray]:
-            row = rows.get(concept_id)
-            return load_references(row, self.submission.spec.references) if row else ()
-
-        return load
 
     def _on_stop_file(self, stop_file: StopFile) -> None:
         self.log.emit("notice", f"{stop_file.by} requested a stop of this run at {stop_file.at}")
@@ -332,6 +344,8 @@ class _Run:
         """Write why the run was stopped or failed to its log and documents, if the store accepts it."""
         stopped = isinstance(error, RunStopped)
         self.log.emit("run_stopped" if stopped else "run_failed", str(error), level="warning" if stopped else "error")
+        if isinstance(error, CatalogHeld):
+            return  # whoever holds the catalog now may be forgetting concepts that the failures name
         store = CatalogStore(self.submission.catalog_uri, retry_s=DRIVER_STORE_RETRY_S)
         with suppress(StoreError):
             RunDocuments(store, self.run_id).write_abort(self.plan.failures, self.recorder.incidents, str(error))

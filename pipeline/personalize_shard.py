@@ -45,6 +45,7 @@ def personalize_shard(
     run_id: str,
     attempt: str,
     stages: ShardStages,
+    lease_generation: int = 0,
     on_progress: Callable[[ShardProgress], None] = lambda progress: None,
 ) -> ShardSummary:
     """Execute one attempt at a shard and commit its results.
@@ -54,9 +55,11 @@ def personalize_shard(
         attempt: a name that no other attempt at this shard in this run has.
         stages: the worker's stages. Shards that share them, each in a thread of its own, overlap: one is loaded and
             another committed while a third is on the device. Their results do not depend on it.
+        lease_generation: of the run's lease.
         on_progress: called from the thread of the shard's current stage.
 
     Raises:
+        CatalogHeld: the run has lost its lease, and its commits are refused.
         StoreError: a store failed in spite of retries. Readers of the catalog see nothing of the attempt.
         WorkerCorrupted: another shard raised an error on this worker before this one had left the device.
         PersresError: the device has too little memory for the run's settings.
@@ -65,7 +68,7 @@ def personalize_shard(
     return stages.run_shard(
         lambda: _load(work, personalizer, store),
         lambda loaded: _train_render_score(work, personalizer, loaded),
-        lambda results: _commit(work, personalizer, store, results, run_id, attempt),
+        lambda results: _commit(work, personalizer, store, results, run_id, attempt, lease_generation),
     )
 
 
@@ -77,6 +80,7 @@ class _Results:
     renderings: Mapping[str, Sequence[Rendering]]
     scores: Mapping[str, Sequence[QualityScores | None]]
     pack_size: int
+    thumbnails: Mapping[str, Sequence[bytes]]
 
 
 def _load(work: ShardWork, personalizer: Personalizer, store: CatalogStore) -> list[LoadedConcept]:
@@ -88,16 +92,16 @@ def _train_render_score(work: ShardWork, personalizer: Personalizer, loaded: Seq
     trained: dict[str, TrainedResidual] = {}
     pack_size = personalizer.pack_size
     with work.phase("train"):
-        if work.shard.kind == "train":
-            trained, pack_size = _train(work, personalizer, loaded)
-            residuals = {concept_id: result.residual for concept_id, result in trained.items()}
-        else:
-            residuals = {one.concept.concept_id: one.residual for one in loaded if one.residual is not None}
+        if to_train := [one for one in loaded if one.trains]:
+            trained, pack_size = _train(work, personalizer, to_train)
+        residuals = {one.concept.concept_id: one.residual for one in loaded if one.residual and not one.trains}
+        residuals |= {concept_id: result.residual for concept_id, result in trained.items()}
     with work.phase("render"):
         renderings = _render(work, personalizer, loaded, residuals)
     with work.phase("score"):
         scores = _score(work, personalizer, loaded, renderings)
-    return _Results(trained, renderings, scores, pack_size)
+    thumbnails = {one.concept.concept_id: one.thumbnails for one in loaded}
+    return _Results(trained, renderings, scores, pack_size, thumbnails)
 
 
 def _train(
@@ -235,7 +239,13 @@ def _score(
 
 
 def _commit(
-    work: ShardWork, personalizer: Personalizer, store: CatalogStore, results: _Results, run_id: str, attempt: str
+    work: ShardWork,
+    personalizer: Personalizer,
+    store: CatalogStore,
+    results: _Results,
+    run_id: str,
+    attempt: str,
+    lease_generation: int,
 ) -> ShardSummary:
     """Encode the results and the failures of all concepts, and commit them."""
     base, spec = personalizer.base, work.spec
@@ -248,7 +258,13 @@ def _commit(
             shard=work.shard,
             attempt=attempt,
             residuals=[
-                residual_row(planned, results.trained[planned.concept_id], base, spec.training)
+                residual_row(
+                    planned,
+                    results.trained[planned.concept_id],
+                    base,
+                    spec.training,
+                    results.thumbnails[planned.concept_id],
+                )
                 for planned in succeeded
                 if planned.concept_id in results.trained
             ],
@@ -262,6 +278,7 @@ def _commit(
             failures=list(work.failures.values()),
             seconds=work.seconds,
             measured=_measured(work, base, results),
+            lease_generation=lease_generation,
         )
     return ShardSummary(
         work.shard.shard_id,

@@ -14,11 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..base_model import BaseModel
@@ -37,6 +35,7 @@ from ..residual import Residual
 from ..residual_bank import ResidualBank, attached
 from ..text_conditioning import TextConditioning, encode_negative, encode_text
 from .attention_localization import ConceptLocalization, attention_observed
+from .schedulers import make_scheduler
 from .settings import SamplingSettings, Variant
 
 
@@ -225,15 +224,6 @@ def tokenize_request(base: BaseModel, request: RenderRequest, identifier_token: 
     if request.variant == "base":
         return tokenize(base.tokenizer, expand_template(request.template, None, request.macro_class))
     return tokenize_concept_prompt(base.tokenizer, request.template, identifier_token, request.macro_class)
-
-
-def make_scheduler(base: BaseModel, settings: SamplingSettings) -> Any:
-    """Return a new diffusers scheduler with the base model's noise schedule, set to `settings.steps` steps."""
-    classes = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
-    config = {key: value for key, value in base.scheduler_config.items() if not key.startswith("_")}
-    scheduler = classes[settings.scheduler].from_config(config)
-    scheduler.set_timesteps(settings.steps, device=base.device)
-    return scheduler
 
 
 def _conditioning(

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from ..base_model import unusable_weights
 from ..batching import batches
 from ..errors import InvalidInput
+from ..weights.fit import check_part, load_clip
 from .settings import ScoringSettings
 
 
@@ -87,6 +89,23 @@ def _normalized(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 
+def check_scorer(path: str | Path, name: str) -> list[str]:
+    """Compare the weights of the scorer in a folder, by name and shape, with its configuration. Loads no weights.
+
+    Args:
+        name: `scorer` of the run spec, for messages.
+
+    Returns:
+        Warnings about weights that are not used.
+
+    Raises:
+        InvalidInput: weights are missing, of another shape, quantized or damaged.
+    """
+    with unusable_weights(f"scorer {name!r}"):
+        warning = check_part(CLIPModel, Path(path), "transformers").warning
+    return [f"scorer {name!r}: {warning}"] if warning else []
+
+
 def load_scorer(path: str | Path, *, device: torch.device | str = "cpu", batch_size: int = 32) -> Scorer:
     """Load a scorer from a transformers CLIPModel folder, in float32.
 
@@ -94,16 +113,19 @@ def load_scorer(path: str | Path, *, device: torch.device | str = "cpu", batch_s
         InvalidInput: the CLIPModel, its safetensors weights, its tokenizer or its image processor cannot be loaded.
     """
     try:
-        model = CLIPModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        with unusable_weights("scorer"):
+            model = load_clip(CLIPModel, Path(path), torch.float32)
         # Pillow's resampling, not torchvision's: scores must not depend on which packages are installed.
         images = CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except (InvalidInput, MemoryError):
+        raise
+    except Exception as error:  # transformers, tokenizers and torch each raise their own kinds
         raise InvalidInput(
-            f"scorer could not be loaded: {str(error).splitlines()[0]}",
+            f"scorer could not be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
             fix="give a transformers CLIPModel folder or Hub id, or `scorer: null`",
         ) from error
-    model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    model.to(device).eval().requires_grad_(False)
     return Scorer(model, images, tokenizer, batch_size)
 
 

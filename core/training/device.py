@@ -1,4 +1,4 @@
-"""The device: its memory, free and at the peak of a computation, and waiting for it.
+"""The device: its memory, free and at the peak of a computation, sending values to it, and waiting for it.
 
 Peak memory is, on CUDA, the most that torch had allocated, with the frozen model; on a CPU, the growth of the process's
 resident memory, without the model.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _SELF = Path("/proc/self")
 
@@ -53,6 +54,13 @@ def release_memory(device: torch.device) -> None:
         )  # glibc keeps freed memory; other libraries have no such call
         if trim is not None:
             trim(0)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values to the device, without waiting for it."""
+    if device.type != "cuda" or values.device.type == "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

@@ -6,6 +6,7 @@ of 1, 2, 4 … concepts are trained for a few steps each, until memory ends or t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,14 +44,24 @@ class PackTrial:
         return self.pack_size / self.seconds_per_step
 
 
-def choose_pack_size(trials: Sequence[PackTrial]) -> int:
+def choose_pack_size(trials: Sequence[PackTrial], concepts: int | None = None) -> int:
     """Return the smallest pack size whose throughput is within a factor of `MIN_SPEEDUP` of the best.
+
+    Args:
+        concepts: how many are trained in one go: the last pack of them is padded, which costs as much as a full one.
+            None: any number of them.
 
     Raises:
         ValueError: `trials` is empty.
     """
-    best = max(trial.concepts_per_second for trial in trials)
-    return min(trial.pack_size for trial in trials if trial.concepts_per_second * MIN_SPEEDUP >= best)
+
+    def useful_throughput(trial: PackTrial) -> float:
+        if concepts is None:
+            return trial.concepts_per_second
+        return concepts / (math.ceil(concepts / trial.pack_size) * trial.seconds_per_step)
+
+    best = max(map(useful_throughput, trials))
+    return min(trial.pack_size for trial in trials if useful_throughput(trial) * MIN_SPEEDUP >= best)
 
 
 def is_worth_doubling(trials: Sequence[PackTrial], free_bytes: int | None) -> bool:
@@ -75,10 +86,11 @@ def measure_packs(
     base: BaseModel,
     settings: TrainingSettings,
     *,
+    most: int = MAX_PACK_SIZE,
     budget_seconds: float = 60.0,
     on_trial: Callable[[PackTrial], None] = lambda trial: None,
 ) -> list[PackTrial]:
-    """Train packs of 1, 2, 4 … synthetic concepts for `STEPS_PER_TRIAL` steps each.
+    """Train packs of 1, 2, 4 … up to `most` synthetic concepts for `STEPS_PER_TRIAL` steps each.
 
     Ends when memory ends, when throughput stops growing, or when the next trial would exceed `budget_seconds`.
 
@@ -101,9 +113,11 @@ def measure_packs(
         trials.append(trial)
         on_trial(trial)
         next_seconds = 2 * (STEPS_PER_TRIAL + 1) * trial.seconds_per_step
-        if time.perf_counter() - started + next_seconds > budget_seconds or not is_worth_doubling(trials, free):
+        if size >= most or not is_worth_doubling(trials, free):
             break
-        size *= 2
+        if time.perf_counter() - started + next_seconds > budget_seconds:
+            break
+        size = min(2 * size, most)
     release_memory(base.device)
     return trials
 

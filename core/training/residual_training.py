@@ -5,8 +5,8 @@ For every concept k, with noise and timesteps of its own:
     z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps
     loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2     target: eps, or v for a v-prediction model
 
-The pack's loss is the sum of the loss_k, so every concept's gradient is what it would be alone. Adam works element by
-element, so one Adam over the stacked factors equals K Adams.
+The pack's loss is the sum of the loss_k, so every concept's gradient is what it would be alone. The optimizer updates
+the stacked factors row by row, so it equals K Adams.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from ..errors import ConceptFailure, PersresError
 from ..numerical_checks import RETRY_LEARNING_RATE_SCALE, training_fault, weight_norms
 from ..residual import Residual
 from .convergence import has_converged
+from .learning_rate import LearningRateCourse
 from .settings import TrainingSettings
-from .training_pack import TrainingPack, TrainingRequest
+from .training_pack import TrainingPack, TrainingRequest, iterations_of
+
+RETRY_PACK_SIZE = 4
+"""Concepts that are retried train in packs of at most this size: mostly there is one, and a pack is padded. The size is
+fixed, so that a concept's result does not depend on how many others are retried."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +64,10 @@ def train_residuals(
     """Train any number of concepts, `pack_size` at a time. A slot whose concept has ended gets the next one at once.
 
     A concept whose loss or factors are not finite, or whose residual diverges, is retried once from the same start and
-    seed with a quarter of the learning rates. If the retry fails too, or if its training cannot be started, it ends as
-    a ConceptFailure. A concept's result depends on that concept alone, never on its neighbours in the pack. Results are
-    yielded as trainings end; of those that end together, in the order of their slots.
+    seed with a quarter of the learning rates, after all others and in a smaller pack. If the retry fails too, or if its
+    training cannot be started, it ends as a ConceptFailure. A concept's result depends on that concept alone, never on
+    its neighbours in the pack. Results are yielded as trainings end; of those that end together, in the order of their
+    slots.
 
     Args:
         requests: consumed one at a time, when a slot is free.
@@ -110,10 +116,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _RunningConcept:
-    """A concept in a slot of the pack, with its losses so far."""
+    """A concept in a slot of the pack, with its losses so far.
+
+    `iterations` are those that it counts in the progress; its `course` may end earlier. `course` is None until the
+    concept has been loaded.
+    """
 
     request: TrainingRequest
+    settings: TrainingSettings
     iterations: int
+    course: LearningRateCourse | None = None
     losses: list[Tensor] = field(default_factory=list)  # scalars on the device, one per step
     check_losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -121,10 +133,25 @@ class _RunningConcept:
 
     @property
     def ended(self) -> bool:
-        return self.converged or len(self.losses) == self.iterations
+        assert self.course is not None
+        if self.converged and not self.course.decays:
+            return True
+        return len(self.losses) == self.course.iterations
 
-    def needs_check(self, check_every: int) -> bool:
-        return not self.ended and len(self.losses) == check_every * len(self.check_losses)
+    @property
+    def needs_check(self) -> bool:
+        stopping = self.settings.early_stopping
+        if stopping is None or self.converged or self.ended:
+            return False
+        return len(self.losses) == stopping.check_every * len(self.check_losses)
+
+    def check(self, loss: float) -> None:
+        """Add a loss on fixed noise; if it has become constant, the training ends or its decay starts."""
+        assert self.settings.early_stopping is not None and self.course is not None
+        self.check_losses.append(loss)
+        self.converged = has_converged(self.check_losses, self.settings.early_stopping)
+        if self.converged and self.course.decays:
+            self.course.start_decay(len(self.losses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +163,7 @@ class _FailedAttempt:
 
 
 class _PackedTraining:
-    """The state of one call of `train_residuals`: queued concepts, running concepts by slot, and failed attempts."""
+    """The state of one call of `train_residuals`: concepts to train, running concepts by slot, and failed attempts."""
 
     def __init__(
         self,
@@ -148,26 +175,41 @@ class _PackedTraining:
     ) -> None:
         self.base, self.settings, self.requests = base, settings, requests
         self.on_step, self.on_retry = on_step, on_retry
-        self.queue: deque[TrainingRequest] = deque()  # retried and requeued concepts, before those of `requests`
+        self.requeued: deque[TrainingRequest] = deque()  # taken before those of `requests`
+        self.retries: deque[TrainingRequest] = deque()  # taken when there are no others
         self.running: dict[int, _RunningConcept] = {}
         self.iterations_ended = 0
         self.weight_norms = weight_norms(base)
         self.failed_attempts: dict[str, _FailedAttempt] = {}
 
     def requeue_running(self) -> None:
-        """Put the running concepts back to the front of the queue, in the order of their slots."""
-        self.queue.extendleft(self.running[slot].request for slot in sorted(self.running, reverse=True))
+        """Take the running concepts first in the next pack, in the order of their slots."""
+        running = [self.running[slot].request for slot in sorted(self.running, reverse=True)]
+        self.requeued.extendleft(one for one in running if one.concept_id not in self.failed_attempts)
+        self.retries.extendleft(one for one in running if one.concept_id in self.failed_attempts)
         self.running = {}
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def run(self, pack_size: int) -> Iterator[TrainedResidual | ConceptFailure]:
-        """Train all queued and requested concepts in one pack."""
+        """Train all requested concepts in one pack, then those that are retried in a smaller one."""
+        yield from self._run_pack(pack_size, self._next_request)
+        if self.retries:
+            yield from self._run_pack(
+                min(pack_size, RETRY_PACK_SIZE), lambda: self.retries.popleft() if self.retries else None
+            )
+
+    def _next_request(self) -> TrainingRequest | None:
+        return self.requeued.popleft() if self.requeued else next(self.requests, None)
+
+    def _run_pack(
+        self, pack_size: int, next_request: Callable[[], TrainingRequest | None]
+    ) -> Iterator[TrainedResidual | ConceptFailure]:
         pack = TrainingPack(self.base, self.settings, pack_size)
         free_slots = list(range(pack_size))
         while True:
             for slot in free_slots:
-                yield from self._fill(pack, slot)
+                yield from self._fill(pack, slot, next_request)
             if not self.running:
                 return
             pack.pad()
@@ -183,14 +225,18 @@ class _PackedTraining:
                 self.iterations_ended += concept.iterations
                 yield from self._end(concept, residual)
 
-    def _fill(self, pack: TrainingPack, slot: int) -> Iterator[ConceptFailure]:
+    def _fill(
+        self, pack: TrainingPack, slot: int, next_request: Callable[[], TrainingRequest | None]
+    ) -> Iterator[ConceptFailure]:
         """Load the next concept that can be started into a slot; yield a failure for each that cannot."""
-        while (request := self.queue.popleft() if self.queue else next(self.requests, None)) is not None:
+        while (request := next_request()) is not None:
             # Running before it is loaded: if the device runs out of memory in `load`, the concept is requeued.
-            warm = self.settings.warm_start if request.start else None
-            self.running[slot] = _RunningConcept(request, (warm or self.settings).iterations)
+            settings = request.settings or self.settings
+            concept = _RunningConcept(request, settings, iterations_of(settings, request.start))
+            self.running[slot] = concept
             try:
                 pack.load(slot, request)
+                concept.course = pack.course(slot)
                 return
             except PersresError as error:
                 del self.running[slot]
@@ -208,22 +254,18 @@ class _PackedTraining:
                 self.on_step(self.iterations_ended + sum(len(concept.losses) for concept in self.running.values()))
 
     def _check_convergence(self, pack: TrainingPack) -> None:
-        stopping = self.settings.early_stopping
-        if stopping is None:
-            return
-        due = [slot for slot, concept in self.running.items() if concept.needs_check(stopping.check_every)]
+        due = [concept for concept in self.running.values() if concept.needs_check]
         if due:
             losses = pack.convergence_losses()
-            for slot in due:
-                concept = self.running[slot]
-                concept.check_losses.append(losses[slot])
-                concept.converged = has_converged(concept.check_losses, stopping)
+            for slot, concept in self.running.items():
+                if concept in due:
+                    concept.check(losses[slot])
 
     def _end(self, concept: _RunningConcept, residual: Residual) -> Iterator[TrainedResidual | ConceptFailure]:
         """Yield a concept's result, or queue its retry."""
         request, concept_id = concept.request, concept.request.concept_id
         losses = torch.stack(concept.losses).cpu()
-        fault = training_fault(losses, residual, self.weight_norms, self.settings.max_residual_norm)
+        fault = training_fault(losses, residual, self.weight_norms, concept.settings.max_residual_norm)
         first = self.failed_attempts.pop(concept_id, None)
         if fault is None:
             remedy = (
@@ -233,7 +275,7 @@ class _PackedTraining:
             yield TrainedResidual(concept_id, residual, losses.numpy(), seconds, remedy)
         elif first is None:
             self.failed_attempts[concept_id] = _FailedAttempt(fault, concept.seconds)
-            self.queue.append(replace(request, learning_rate_scale=RETRY_LEARNING_RATE_SCALE))
+            self.retries.append(replace(request, learning_rate_scale=RETRY_LEARNING_RATE_SCALE))
             self.on_retry(request, fault)
         else:
             yield ConceptFailure(

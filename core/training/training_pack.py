@@ -5,8 +5,9 @@ UNet pass, grouped by slot; R references of a concept; C, h, w the latent's chan
 target layer and r its rank; P the number of values in one residual, the sum of 2 m r over the target layers.
 
 The values in a slot depend on its concept alone: initial factors, noise and timesteps come from the concept's seed, all
-tensors have one fixed shape whatever the other slots hold, and Adam works element by element. So a concept may be
-loaded into a slot while the others are in the middle of their training.
+tensors have one fixed shape whatever the other slots hold, and optimizer, clipping and averaging work row by row. So a
+concept may be loaded into a slot while the others are in the middle of their training, and concepts whose settings
+differ may share a pack, as long as their tensors have the same shapes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from ..residual import Residual, check_residual, initialize_residual
 from ..residual_bank import ResidualBank, attached
 from ..text_attention import SharedText
 from ..text_conditioning import TextConditioning, encode_text
+from .device import send
+from .factor_rows import FactorLayout, TrainedRows, clip_rows
+from .learning_rate import LearningRateCourse
+from .noised_references import NoisedBatch, NoisedReferences
 from .settings import TrainingSettings
+
+SHARED_SETTINGS = ("batch_size", "rank", "train_identifier", "gradient_checkpointing")
+"""Settings that are the same for all concepts of a pack: they determine its tensors, or how the UNet computes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +47,7 @@ class TrainingRequest:
         latents: its references, R of them.
         start: the residual of a warm start, which trains `warm_start.iterations`; None: a cold start from the seed.
         learning_rate_scale: factor of the settings' learning rates.
+        settings: settings of this concept alone, with the pack's `SHARED_SETTINGS`; None: the pack's.
     """
 
     concept_id: str
@@ -47,34 +56,32 @@ class TrainingRequest:
     latents: ReferenceLatents
     start: Residual | None = None
     learning_rate_scale: float = 1.0
+    settings: TrainingSettings | None = None
 
 
 class TrainingPack:
     """The stacked factors, gradients and optimizer states of K slots.
 
-    One tensor [K, P] holds all factors, one row per slot. The UNet reads it through views, a [K, m, r] and b [K, r, m]
-    for every target layer. Adam updates it as K parameters [P], each with its own step count: one fused step for the
-    whole pack that equals K Adams.
+    One tensor [K, P] holds all factors, one row per slot, and one [K, D] the V*. The UNet reads the factors through
+    views, a [K, m, r] and b [K, r, m] for every target layer.
     """
 
     def __init__(self, base: BaseModel, settings: TrainingSettings, size: int) -> None:
         check_trainable(base, settings)
         self.base, self.settings, self.size = base, settings, size
         self.slots: list[_Slot | None] = [None] * size
-        self.bank, self._gradients, parameters = _flat_bank(base, settings, size)
-        self._parameters = [(settings.learning_rate, parameters)]  # learning rate, one parameter per slot
+        self._layout = FactorLayout(base.target_layers, settings.rank)
+        factors, leaves = self._layout.allocate(size, base.device)
+        gradients, self._gradients = self._layout.allocate(size, base.device)
+        self.bank = ResidualBank(leaves["a"], leaves["b"])
         self.identifiers: Tensor | None = None
+        self._rows = [TrainedRows(factors, gradients)]
         if settings.train_identifier:
-            self._start_identifier = identifier_embedding(base, settings.identifier_token)
-            self.identifiers = self._start_identifier.repeat(size, 1)
-            gradient = torch.zeros_like(self.identifiers)
-            parameters = _parameter_per_row(self.identifiers, gradient)
+            self.identifiers = torch.zeros(size, base.text_encoder.config.hidden_size, device=base.device)
+            self._rows.append(TrainedRows(self.identifiers, torch.zeros_like(self.identifiers)))
             self.identifiers.requires_grad_(True)
-            self._gradients.append(gradient)
-            self._parameters.append((settings.identifier_learning_rate, parameters))
-        groups = [{"params": parameters, "lr": rate} for rate, parameters in self._parameters]
-        self.optimizer = torch.optim.Adam(groups, fused=base.device.type in ("cpu", "cuda"))
-        self._scales = [1.0] * size
+        for leaf in (*self.bank.a.values(), *self.bank.b.values()):
+            leaf.requires_grad_(True)
         self.text: TextConditioning | None = None
         self.shared_text = SharedText(base, fixed=not settings.train_identifier)
 
@@ -86,27 +93,31 @@ class TrainingPack:
             ConceptError: the training prompt is too long, or glued to other text.
             PersresError: `request.start` does not fit the base model.
         """
-        base, settings = self.base, self.settings
+        base, settings = self.base, request.settings or self.settings
+        self._check_shared_settings(settings)
         prompt = tokenize_concept_prompt(
             base.tokenizer, settings.prompt, settings.identifier_token, request.macro_class
         )
         start = request.start or self._cold_start(request)
         check_residual(start, base.target_layers)
-        for name in self.bank.a:
-            self.bank.a[name][slot] = start.a[name].to(base.device)
-            self.bank.b[name][slot] = start.b[name].to(base.device)
+        rows = [self._layout.flatten(start)]
         if self.identifiers is not None:
             learned = start.identifier
-            self.identifiers[slot] = self._start_identifier if learned is None else learned.to(base.device)
+            rows.append(identifier_embedding(base, settings.identifier_token) if learned is None else learned)
         else:
             text = encode_text(base, [prompt])  # alone, so that its bits do not depend on other prompts
             self.text = self.text or text.repeat(self.size)
             self.text.replace_row(slot, text)
             self.shared_text.clear_cache()
-        for _, parameters in self._parameters:
-            self.optimizer.state.pop(parameters[slot], None)
-        self._scale_learning_rates(slot, request.learning_rate_scale)
-        self.slots[slot] = _Slot(request, prompt, settings.batch_size)
+        self.slots[slot] = filled = _Slot(request, settings, prompt)
+        for group, row in zip(self._rows, rows, strict=True):
+            group.load(slot, row, averages=filled.averages)
+
+    def course(self, slot: int) -> LearningRateCourse:
+        """Return the course of a filled slot's learning rates, which may be told to start its decay."""
+        filled = self.slots[slot]
+        assert filled is not None
+        return filled.course
 
     def pad(self) -> None:
         """Load the first concept into every slot that was never loaded; what these slots learn is not used.
@@ -118,25 +129,17 @@ class TrainingPack:
             if filled is None:
                 self.load(slot, first.request)
 
-    def _scale_learning_rates(self, slot: int, scale: float) -> None:
-        """Multiply a slot's learning rates by `scale`.
-
-        Adam has one learning rate and one fused step per parameter group, so all slots of equal scale form a group.
-        """
-        if self._scales[slot] == scale:
-            return
-        self._scales[slot] = scale
-        self.optimizer.param_groups.clear()
-        for rate, parameters in self._parameters:
-            for group_scale in sorted(set(self._scales), reverse=True):
-                group = [one for one, own in zip(parameters, self._scales, strict=True) if own == group_scale]
-                self.optimizer.add_param_group({"params": group, "lr": rate * group_scale})
+    def _check_shared_settings(self, settings: TrainingSettings) -> None:
+        for name in SHARED_SETTINGS:
+            own, others = getattr(settings, name), getattr(self.settings, name)
+            if own != others:
+                raise ValueError(f"a concept's {name} is {own!r}, its pack's {others!r}; they must be the same")
 
     def _cold_start(self, request: TrainingRequest) -> Residual:
-        settings = self.settings
+        settings = request.settings or self.settings
         return initialize_residual(
             self.base.target_layers,
-            rank_fraction=settings.rank_fraction,
+            rank_fraction=settings.rank,
             a_std=settings.random_std if settings.initialization == "random" else 0.0,
             seed=derive_seed(request.seed, request.concept_id, "initialization"),
         )
@@ -156,35 +159,49 @@ class TrainingPack:
 
     def step(self) -> Tensor:
         """Do one optimizer step in every slot. Returns the losses, [K], without waiting for the device."""
-        losses = self._losses([slot.draw(self.base) for slot in self._filled_slots()])
+        slots = self._filled_slots()
+        losses = self._losses([slot.references.draw(self.base) for slot in slots])
         leaves = [*self.bank.a.values(), *self.bank.b.values()]
+        gradients = [*self._gradients["a"].values(), *self._gradients["b"].values()]
         if self.identifiers is not None:
             leaves.append(self.identifiers)
-        torch._foreach_copy_(self._gradients, torch.autograd.grad(losses.sum(), leaves))
-        self.optimizer.step()
+            gradients.append(self._rows[1].gradients)
+        torch._foreach_copy_(gradients, torch.autograd.grad(losses.sum(), leaves))
+        clip_rows([rows.gradients for rows in self._rows], [slot.settings.max_gradient_norm for slot in slots])
+        rates = [slot.learning_rates() for slot in slots]
+        for group, rows in enumerate(self._rows):
+            rows.optimizer.step([of_slot[group] for of_slot in rates])
+        self._average([slot.end_iteration() for slot in slots])
         return losses.detach()
+
+    def _average(self, weights: list[float | None]) -> None:
+        """Move every slot's average towards its iterate by its weight, None for a slot that does not average."""
+        if any(weight is not None for weight in weights):
+            for rows in self._rows:
+                rows.average([1.0 if weight is None else weight for weight in weights])
 
     @torch.no_grad()
     def convergence_losses(self) -> list[float]:
         """Return every slot's loss on noise, timesteps and references that are the same at every call."""
-        return self._losses([slot.convergence_draw(self.base) for slot in self._filled_slots()]).tolist()
+        return self._losses([slot.convergence_batch(self.base) for slot in self._filled_slots()]).tolist()
 
     def residual(self, slot: int) -> Residual:
-        """Return a copy of a slot's residual, on the CPU."""
-        residual = self.bank.residual(slot)
-        if self.identifiers is None:
-            return residual
-        return Residual(residual.a, residual.b, self.identifiers[slot].detach().cpu().clone())
+        """Return a copy of a slot's residual, on the CPU: its last iterate, or the average its settings ask for."""
+        filled = self.slots[slot]
+        averaged = filled is not None and filled.averages
+        rows = [group.row(slot, averaged=averaged) for group in self._rows]
+        a, b = self._layout.unflatten(rows[0])
+        return Residual(a, b, None if self.identifiers is None else rows[1])
 
     def _filled_slots(self) -> list[_Slot]:
         return [slot for slot in self.slots if slot is not None]
 
-    def _losses(self, draws: list[_Draw]) -> Tensor:
+    def _losses(self, batches: list[NoisedBatch]) -> Tensor:
         """Return loss_k = mean || target - UNet(z_t, t, text(V*_k); W + A_k B_k) ||^2 of every slot k, [K]."""
         base = self.base
-        noisy = _to_device(torch.cat([draw.noisy for draw in draws]), base)
-        target = _to_device(torch.cat([draw.target for draw in draws]), base)
-        timesteps = _to_device(torch.cat([draw.timesteps for draw in draws]), base)
+        noisy = send(torch.cat([batch.noisy for batch in batches]), base.device)
+        target = send(torch.cat([batch.target for batch in batches]), base.device)
+        timesteps = send(torch.cat([batch.timesteps for batch in batches]), base.device)
         if self.identifiers is None:
             assert self.text is not None
             text = self.text
@@ -192,7 +209,13 @@ class TrainingPack:
             text = encode_text(base, [slot.prompt for slot in self._filled_slots()], self.identifiers)
         conditioning = text.unet_arguments(len(noisy), base.resolution, base.resolution)
         predicted = base.unet(noisy.to(base.dtype), timesteps, **conditioning, return_dict=False)[0]
-        return (predicted.float() - target).square().reshape(self.size, -1).mean(dim=1)
+        squared = (predicted.float() - target).square()
+        if any(batch.weights is not None for batch in batches):
+            # A weight of 1 changes no bit, so that a slot without weights may share a pack with one that has them.
+            ones = torch.ones(self.settings.batch_size)
+            weights = torch.cat([ones if batch.weights is None else batch.weights for batch in batches])
+            squared = squared * send(weights, base.device).view(-1, 1, 1, 1)
+        return squared.reshape(self.size, -1).mean(dim=1)
 
 
 def check_trainable(base: BaseModel, settings: TrainingSettings) -> None:
@@ -209,90 +232,48 @@ def check_trainable(base: BaseModel, settings: TrainingSettings) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Draw:
-    """One slot's inputs of a step, on the CPU: z_t and the target, each [b, C, h, w], and the timesteps t, [b]."""
-
-    noisy: Tensor
-    target: Tensor
-    timesteps: Tensor
-
-
 class _Slot:
-    """The concept in a slot: its prompt, the posteriors of its references, and its random generator."""
+    """The concept in a slot: its prompt, its references, its settings, and how far its training has come."""
 
-    def __init__(self, request: TrainingRequest, prompt: TokenizedPrompt, batch_size: int) -> None:
-        self.request, self.prompt, self.batch_size = request, prompt, batch_size
-        self.mean, self.std = request.latents.mean.cpu(), request.latents.std.cpu()
-        self.generator = self._generator("training")
-        self._convergence: _Draw | None = None
+    def __init__(self, request: TrainingRequest, settings: TrainingSettings, prompt: TokenizedPrompt) -> None:
+        self.request, self.settings, self.prompt = request, settings, prompt
+        self.references = self._references("training")
+        self.course = LearningRateCourse(settings, iterations_of(settings, request.start))
+        self._iteration, self._averaged = 0, 0
+        self._convergence: NoisedBatch | None = None
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.request.seed, self.request.concept_id, purpose))
+    @property
+    def averages(self) -> bool:
+        return self.settings.averaging != "none"
 
-    def draw(self, base: BaseModel) -> _Draw:
-        return self._draw(base, self.generator)
+    def _references(self, purpose: str) -> NoisedReferences:
+        seed = derive_seed(self.request.seed, self.request.concept_id, purpose)
+        return NoisedReferences(self.request.latents, self.settings, seed)
 
-    def convergence_draw(self, base: BaseModel) -> _Draw:
+    def convergence_batch(self, base: BaseModel) -> NoisedBatch:
         if self._convergence is None:
-            self._convergence = self._draw(base, self._generator("convergence"))
+            self._convergence = self._references("convergence").draw(base)
         return self._convergence
 
-    def _draw(self, base: BaseModel, generator: torch.Generator) -> _Draw:
-        """Draw z from the VAE's posterior of a random reference, and z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps.
+    def learning_rates(self) -> tuple[float, float]:
+        """Return the learning rates of this iteration: of A and B, and of V*."""
+        scale = self.request.learning_rate_scale * self.course.factor(self._iteration)
+        return self.settings.learning_rate * scale, self.settings.identifier_learning_rate * scale
 
-        Draws on the CPU: its generator gives the same numbers for every device, and needs no synchronization.
-        """
-        schedule, b = base.noise_schedule, self.batch_size
-        which = torch.randint(self.mean.shape[0], (b,), generator=generator)
-        timesteps = torch.randint(schedule.config["num_train_timesteps"], (b,), generator=generator)
-        posterior_noise, noise = torch.randn(2, b, *self.mean.shape[1:], generator=generator)
-        clean = self.mean[which] + self.std[which] * posterior_noise
-        noisy = schedule.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
-        if base.prediction_type == "v_prediction":
-            return _Draw(noisy, schedule.get_velocity(clean, noise, timesteps), timesteps)  # type: ignore[arg-type]
-        return _Draw(noisy, noise, timesteps)
-
-
-def _flat_bank(
-    base: BaseModel, settings: TrainingSettings, size: int
-) -> tuple[ResidualBank, list[Tensor], list[Tensor]]:
-    """Allocate the factors, [K, P], and their gradients.
-
-    Returns:
-        The factors as a bank of views that are autograd leaves; the views of the gradients, first of all a, then of all
-        b; the K rows of the factors as parameters of an optimizer.
-    """
-    shapes = {}
-    for layer in base.target_layers:
-        rank = layer.rank(settings.rank_fraction)
-        shapes["a", layer.name], shapes["b", layer.name] = (layer.width, rank), (rank, layer.width)
-    values = sum(rows * columns for rows, columns in shapes.values())
-    factors = torch.zeros(size, values, device=base.device)
-    gradients = torch.zeros_like(factors)
-    leaves: dict[str, dict[str, Tensor]] = {"a": {}, "b": {}}
-    gradients_of: dict[str, list[Tensor]] = {"a": [], "b": []}
-    first = 0
-    for (factor, layer), (rows, columns) in shapes.items():
-        part = slice(first, first + rows * columns)
-        leaves[factor][layer] = factors[:, part].view(size, rows, columns).requires_grad_(True)
-        gradients_of[factor].append(gradients[:, part].view(size, rows, columns))
-        first += rows * columns
-    bank = ResidualBank(leaves["a"], leaves["b"])
-    return bank, gradients_of["a"] + gradients_of["b"], _parameter_per_row(factors, gradients)
+    def end_iteration(self) -> float | None:
+        """Count this iteration. Returns the weight of its iterate in the average, None if the slot does not average."""
+        self._iteration += 1
+        settings = self.settings
+        if settings.averaging == "none":
+            return None
+        if settings.averaging == "ema":  # with the usual shorter memory at the start, when all iterates are poor
+            memory = min(1 - 1 / settings.averaging_iterations, (1 + self._iteration) / (10 + self._iteration))
+            return 1.0 - memory
+        if self._iteration > self.course.iterations - settings.averaging_iterations:
+            self._averaged += 1
+        return 1.0 / max(1, self._averaged)
 
 
-def _parameter_per_row(values: Tensor, gradients: Tensor) -> list[Tensor]:
-    """Return the rows of [K, P] as K parameters of an optimizer, with the rows of `gradients` as their gradients."""
-    parameters = []
-    for row, gradient in zip(values, gradients, strict=True):
-        parameter = row.detach().requires_grad_(True)
-        parameter.grad = gradient
-        parameters.append(parameter)
-    return parameters
-
-
-def _to_device(values: Tensor, base: BaseModel) -> Tensor:
-    if base.device.type != "cuda":
-        return values.to(base.device)
-    return values.pin_memory().to(base.device, non_blocking=True)
+def iterations_of(settings: TrainingSettings, start: Residual | None) -> int:
+    """Return the number of iterations of a concept that starts from `start`, or cold."""
+    return settings.warm_start.iterations if settings.warm_start and start else settings.iterations

@@ -15,7 +15,8 @@ import typer
 
 from ...core.errors import ManifestInvalid, PersresError
 from ...core.exit_codes import ExitCode
-from . import bench, catalog, demo, init, maintenance, models, plan, runs, schedule, submit
+from ..terminal.output import echo, echo_error, standard_streams
+from . import bench, catalog, demo, init, maintenance, models, plan, repair, runs, schedule, submit
 from .printing import problem_line
 
 _VERSIONS_SHOWN = ("persres-batch", "torch", "ray", "diffusers")
@@ -53,9 +54,9 @@ def _print_versions(asked: bool) -> None:
 
     for name in _VERSIONS_SHOWN:
         try:
-            print(name, version(name))
+            echo(f"{name} {version(name)}")
         except PackageNotFoundError:
-            print(name, "is not installed")
+            echo(f"{name} is not installed")
     raise typer.Exit
 
 
@@ -76,25 +77,30 @@ def _options(
         os.environ["PERSRES_DEBUG"] = "1"
 
 
-for module in (demo, init, plan, submit, catalog, runs, schedule, models, maintenance, bench):
+for module in (demo, init, plan, submit, catalog, runs, schedule, models, maintenance, repair, bench):
     app.add_typer(module.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, and exit with its code: the console script."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nothing here needs
+    with standard_streams():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="persres-batch")
     except PersresError as error:
         if os.environ.get("PERSRES_DEBUG"):
             raise
         if isinstance(error, ManifestInvalid):
-            print(*map(problem_line, error.problems), sep="\n", file=sys.stderr)
-        print(f"persres-batch: {error}", file=sys.stderr)
+            echo(*map(problem_line, error.problems), error=True)
+        echo_error(f"persres-batch: {error}")
         sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("PERSRES_DEBUG"):
             raise
-        print(f"persres-batch: {type(error).__name__}: {error}", file=sys.stderr)
-        print("for the traceback: persres-batch --debug COMMAND …", file=sys.stderr)
+        echo_error(f"persres-batch: {type(error).__name__}: {error}")
+        echo_error("for the traceback: persres-batch --debug COMMAND …")
         sys.exit(ExitCode.FAILED)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ...core.plural import plural
+from ...pipeline.storage.output_file import require_writable, write_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,27 +83,31 @@ def bench(
 
     Example: [bold]persres-batch bench --model sd1 --device cuda --json sd1.json[/bold]
     """
-    from rich.console import Console
-
     from ...pipeline.benchmark.bench import run_bench
     from ...pipeline.benchmark.bench_plan import load_bench_model, make_bench_plan
     from ...pipeline.benchmark.step_profile import profile_steps
     from ...pipeline.spec.run_spec import RunSpec
+    from ..terminal.consoles import error_console, print_table
+    from ..terminal.output import echo
 
     _quiet_libraries()
+    for path in filter(None, (json_file, profile)):
+        require_writable(path)
     settings = {"device": device, "threads": threads, "max_pack": max_pack, "iterations": iterations, "rounds": rounds}
     bench_plan = make_bench_plan(RunSpec.load(spec) if spec else None, **settings, rows=row or ())
-    with measuring(Console(stderr=True)) as on_progress:
+    with measuring(error_console()) as on_progress:
         base = load_bench_model(model, bench_plan.device)
         if profile is not None:
-            profile.write_text(profile_steps(base, bench_plan), encoding="utf-8")
+            write_file(profile, profile_steps(base, bench_plan))
             return
         result = run_bench(base, bench_plan, on_progress)
     if json_file is not None:
-        json_file.write_text(result.to_json() + "\n", encoding="utf-8")
-    console = Console()
+        write_file(json_file, result.to_json() + "\n")
     for part in bench_tables(result):
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            echo(part)
+        else:
+            print_table(part)
 
 
 def bench_tables(result: BenchResult) -> Iterator[str | Table]:
@@ -123,12 +128,14 @@ def bench_tables(result: BenchResult) -> Iterator[str | Table]:
 @contextmanager
 def measuring(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that shows progress: the text of this moment, how many rows are done, and of how many."""
-    if not console.is_terminal:
-        yield lambda text, done, total: console.print(f"{text} ({done} of {total} done)", highlight=False)
-        return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from ..terminal.consoles import PlainTextColumn, print_line
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    if not console.is_terminal:
+        yield lambda text, done, total: print_line(console, f"{text} ({done} of {total} done)")
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), PlainTextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading the model", total=None)
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)

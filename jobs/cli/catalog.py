@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,9 @@ import typer
 
 from ...core.errors import InvalidInput
 from ...core.plural import plural
-from .options import CatalogArgument, CatalogOption, JobServerOption, JsonOption, SpecOption
-from .printing import busy_text, cost_text, failure_lines, print_choices, state_text
+from ..terminal.output import echo, echo_document
+from .options import CatalogArgument, CatalogOption, ForceOption, JobServerOption, JsonOption, SpecOption
+from .printing import busy_text, cost_text, failure_lines, print_choices, state_text, utc_text
 from .runs import RunCatalogOption, names_a_run, show_run
 from .targets import ChosenCatalog, catalog_of_manifest, is_manifest
 
@@ -45,7 +45,7 @@ def status(
     Example: [bold]persres-batch status mugs.parquet[/bold] or
     [bold]persres-batch status 20261122T190501Z-3fa9c1 --address http://127.0.0.1:8265[/bold]
     """
-    from ...pipeline.catalog.store import CatalogStore
+    from ...pipeline.catalog.existing import open_catalog
     from ...pipeline.run.catalog_status import catalog_status
 
     if subject is None and address is None:
@@ -66,12 +66,15 @@ def status(
             show_run(subject, catalog, address, as_json=as_json)
             return
         chosen = ChosenCatalog(subject)
-    found = catalog_status(CatalogStore(chosen.uri))
-    if chosen.place and not found.concepts and not found.runs:
-        reason = f"there is no catalog at {chosen.uri} ({chosen.place})"
-        raise InvalidInput(reason, fix="submit the manifest first, or give --catalog URI")
+    fix = {"fix": "submit the manifest first, or give --catalog URI"} if chosen.place else {}
+    found = catalog_status(open_catalog(chosen.uri, place=chosen.place, **fix))
     print_choices(chosen.line)
-    print(found.to_json() if as_json else "\n".join(status_lines(found)))
+    if found.latest is not None:
+        echo(*(f"warning: {warning}" for warning in found.latest.warnings), error=True)
+    if as_json:
+        echo_document(found.to_json())
+    else:
+        echo(*status_lines(found))
 
 
 @app.command()
@@ -85,7 +88,7 @@ def report(
     ],
     manifest: Annotated[
         str | None,
-        typer.Option(metavar="MANIFEST", help="Show the references of this manifest, and only its concepts."),
+        typer.Option(metavar="MANIFEST", help="Show only the concepts of this manifest."),
     ] = None,
     spec: SpecOption = None,
     catalog: CatalogOption = None,
@@ -106,8 +109,8 @@ def report(
     else:
         _require_no_spec(spec)
         chosen = ChosenCatalog(subject)
-    shown = write_report(chosen.uri, out, manifest_uri=manifest, limit=limit)
-    print(f"wrote {out}: {plural(shown, 'concept')} in the catalog")
+    concepts = write_report(chosen.uri, out, manifest_uri=manifest, limit=limit)
+    echo(f"wrote {out}: {plural(concepts, 'concept')} in the catalog")
 
 
 @app.command()
@@ -117,6 +120,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write, with a folder a concept.")] = Path(
         "export"
     ),
+    force: ForceOption = False,
 ) -> None:
     """Write committed residuals as files for diffusers, ComfyUI and A1111, and the embeddings of V*.
 
@@ -125,17 +129,18 @@ def export(
 
     Example: [bold]persres-batch export mugs-catalog mug-1 mug-2 --out loras[/bold]
     """
+    from ...pipeline.catalog.existing import open_catalog
     from ...pipeline.catalog.index import read_committed
-    from ...pipeline.catalog.store import CatalogStore
-    from ...pipeline.export import export_concept
+    from ...pipeline.export import export_concept, require_exportable
 
-    committed = read_committed(store := CatalogStore(catalog))
+    committed = read_committed(store := open_catalog(catalog))
     missing = [concept_id for concept_id in concept_ids if concept_id not in committed]
     if missing:
         raise InvalidInput(f"{catalog} holds no concept {', '.join(missing)}", fix="see `persres-batch status`")
-    for concept_id in concept_ids:
-        for path in export_concept(store, committed[concept_id], out):
-            print(path)
+    require_exportable(concept_ids, out, force=force)
+    for concept_id in dict.fromkeys(concept_ids):
+        for path in export_concept(store, committed[concept_id], out, force=force):
+            echo(str(path))
 
 
 def status_lines(status: CatalogStatus) -> Iterator[str]:
@@ -152,7 +157,7 @@ def status_lines(status: CatalogStatus) -> Iterator[str]:
     if status.holder is None:
         yield "held by nobody"
     else:
-        since = datetime.fromtimestamp(status.holder.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        since = utc_text(status.holder.since)
         expired = ", but the lease has expired" if status.holder.expired else ""
         yield f"held by run {status.holder.run_id} of {status.holder.owner} since {since}{expired}"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...core.errors import InvalidInput
+from ...pipeline.storage.output_file import require_absent, write_file
+from ..terminal.output import echo
 from .options import ForceOption
 
 app = typer.Typer()
@@ -24,8 +26,9 @@ def init(
     """
     from ...pipeline.spec.run_spec import RunSpec
 
-    if path.exists() and not force:
-        raise InvalidInput(f"{path} already exists", fix="choose another name, or replace it with --force")
-    path.write_text(RunSpec().to_yaml(comments=True), encoding="utf-8")
-    print(f"wrote {path}: every setting with its default and a description")
-    print(f"next: persres-batch validate MANIFEST --spec {path}")
+    require_absent([path], force=force)
+    write_file(path, RunSpec().to_yaml(comments=True))
+    echo(
+        f"wrote {path}: every setting with its default and a description",
+        f"next: persres-batch validate MANIFEST --spec {shlex.quote(str(path))}",
+    )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...core.errors import InvalidInput
 from ...core.exit_codes import ExitCode
 from ...core.plural import plural
 from ..format import format_size
+from ..terminal.output import echo, echo_document
 from .options import CatalogArgument, JsonOption
 from .printing import json_text
 
@@ -49,22 +50,24 @@ def gc(
 
     Example: [bold]persres-batch gc s3://bucket/mugs --delete[/bold]
     """
-    from rich.console import Console
-
+    from ...pipeline.catalog.existing import open_catalog
     from ...pipeline.maintenance.gc import collect_garbage, remove_garbage
     from ..observe.display import progress_bar
+    from ..terminal.consoles import error_console
 
-    age, store = _seconds(older_than), _open_catalog(catalog)
+    age, store = _seconds(older_than), open_catalog(catalog)
     if delete:
-        with _hold(store, "gc") as lease, progress_bar(Console(stderr=True), "removing") as on_progress:
+        with hold(store, "gc") as lease, progress_bar(error_console(), "removing") as on_progress:
             garbage = collect_garbage(store, older_than_s=age, now=time.time())
-            remove_garbage(store, garbage, on_progress=on_progress, check=lease.check)
+            garbage = remove_garbage(
+                store, garbage, generation=lease.generation, on_progress=on_progress, check=lease.confirm
+            )
     else:
         garbage = collect_garbage(store, older_than_s=age, now=time.time())
     if as_json:
-        print(json_text(_garbage_values(garbage, deleted=delete)))
+        echo_document(json_text(_garbage_values(garbage, deleted=delete)))
     else:
-        print(*_garbage_lines(store.uri, garbage, deleted=delete), sep="\n")
+        echo(*_garbage_lines(store.uri, garbage, deleted=delete))
 
 
 @app.command(epilog=f"Exits with {ExitCode.CATALOG_HELD} if a run holds the catalog.")
@@ -85,23 +88,25 @@ def forget(
 
     Example: [bold]persres-batch forget s3://bucket/faces ana-1 ben-2[/bold]
     """
-    from rich.console import Console
-
+    from ...pipeline.catalog.existing import open_catalog
     from ...pipeline.maintenance.forget import forget as forget_concepts
     from ...pipeline.maintenance.traces import find_traces, require_known
     from ..observe.display import progress_bar
+    from ..terminal.consoles import error_console
 
-    store = _open_catalog(catalog)
-    with progress_bar(Console(stderr=True), "searching") as on_progress:
+    store = open_catalog(catalog)
+    with progress_bar(error_console(), "searching") as on_progress:
         if dry_run:
             traces = find_traces(store, concept_ids, on_progress=on_progress)
             require_known(store, traces)
             lines = _traces_lines(store.uri, traces)
         else:
-            with _hold(store, "forget") as lease:
-                forgotten = forget_concepts(store, concept_ids, on_progress=on_progress, check=lease.check)
+            with hold(store, "forget") as lease:
+                forgotten = forget_concepts(
+                    store, concept_ids, generation=lease.generation, on_progress=on_progress, check=lease.confirm
+                )
             lines = _forgotten_lines(store.uri, forgotten)
-    print(*lines, sep="\n")
+    echo(*lines)
 
 
 @app.command(epilog=f"Exits with {ExitCode.FAILED} if there is a fault.")
@@ -112,18 +117,18 @@ def verify(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
 
     Example: [bold]persres-batch verify s3://bucket/mugs[/bold]
     """
-    from rich.console import Console
-
+    from ...pipeline.catalog.existing import open_catalog
     from ...pipeline.maintenance.verify import verify as verify_catalog
     from ..observe.display import progress_bar
+    from ..terminal.consoles import error_console
 
-    store = _open_catalog(catalog)
-    with progress_bar(Console(stderr=True), "reading files") as on_progress:
+    store = open_catalog(catalog)
+    with progress_bar(error_console(), "reading files") as on_progress:
         verification = verify_catalog(store, on_progress=on_progress)
     if as_json:
-        print(json_text(_verification_values(verification)))
+        echo_document(json_text(_verification_values(verification)))
     else:
-        print(*_verification_lines(store.uri, verification), sep="\n")
+        echo(*_verification_lines(store.uri, verification))
     raise typer.Exit(ExitCode.OK if verification.clean else ExitCode.FAILED)
 
 
@@ -134,23 +139,14 @@ def _seconds(text: str) -> float:
     return timedelta(**{_TIME_UNITS[match[2]]: float(match[1])}).total_seconds()
 
 
-def _open_catalog(uri: str) -> CatalogStore:
-    """Open a catalog that exists, so that a mistyped address is not taken for an empty catalog."""
-    from ...pipeline.catalog.store import CatalogStore
-
-    store = CatalogStore(uri)
-    if not store.list(""):
-        raise InvalidInput(f"there is no catalog at {store.uri}", fix="check the path, or submit a manifest first")
-    return store
-
-
 @contextmanager
-def _hold(store: CatalogStore, command: str) -> Iterator[Lease]:
+def hold(store: CatalogStore, command: str) -> Iterator[Lease]:
     """Hold the catalog for a command, which the lease names."""
     from ...pipeline.catalog.lease import hold_lease, owner_here
-    from ...pipeline.run.run_id import new_run_id
+    from ...pipeline.run.run_id import later_run_id
 
-    with hold_lease(store, f"{command}-{new_run_id(store)}", owner_here()) as lease:
+    run_id = later_run_id((), datetime.now(UTC), secrets.token_hex(3))  # a name alone: it commits nothing
+    with hold_lease(store, f"{command}-{run_id}", owner_here()) as lease:
         yield lease
 
 

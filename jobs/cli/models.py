@@ -8,6 +8,7 @@ import typer
 
 from ...core.plural import plural
 from ..format import format_size
+from ..terminal.output import echo, echo_document
 from .options import JsonOption
 from .printing import json_text
 
@@ -32,22 +33,21 @@ def fetch(
 
     Example: [bold]persres-batch fetch --spec run.yaml[/bold]
     """
-    from rich.console import Console
-
     from ...pipeline.models.cache import ModelCache, Pruned
     from ...pipeline.spec.run_spec import RunSpec
     from ..observe.model_progress import fetch_models
+    from ..terminal.consoles import error_console
 
-    found = fetch_models(RunSpec.load(spec), Console(stderr=True))
+    found = fetch_models(RunSpec.load(spec), error_console())
     removed = ModelCache().prune({one.model.revision for one in found}) if prune else Pruned(0, 0)
     if as_json:
         models = [
             {"role": one.role, "name": one.name, "revision": one.model.revision, "path": one.model.path}
             for one in found
         ]
-        print(json_text({"models": models, "removed_bytes": removed.size}))
+        echo_document(json_text({"models": models, "removed_bytes": removed.size}))
         return
     for one in found:
-        print(f"{one.role} {one.name}: revision {one.model.revision}, in {one.model.path}")
+        echo(f"{one.role} {one.name}: revision {one.model.revision}, in {one.model.path}")
     if prune:
-        print(f"removed {plural(removed.folders, 'folder')}, {format_size(removed.size)}")
+        echo(f"removed {plural(removed.folders, 'folder')}, {format_size(removed.size)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from ...pipeline.storage.uri import without_credentials
 from ..format import format_cost
 from ..observe.webhook import Webhook
 from ..submit import FinishedRun, RunStopped
+from ..terminal.output import echo, echo_document
+from .printing import all_current
 
 MESSAGE_VERSION = 1
 
@@ -136,10 +137,10 @@ def reporting(result: SubmitResult, *, as_json: bool) -> Iterator[SubmitResult]:
     finally:
         if result.state is not None:
             if as_json:
-                print(result.to_json(), flush=True)
+                echo_document(result.to_json())
             warning = result.webhook.notify(result.state, result.message()) if result.webhook else None
             if warning:
-                print(f"warning: {warning}", file=sys.stderr)
+                echo(f"warning: {warning}", error=True)
 
 
 def _is_exit(error: Exception) -> bool:
@@ -171,7 +172,7 @@ def _counts(summary: RunSummary, pruned: int) -> dict[str, int]:
 def _summary_text(summary: RunSummary, pruned: int) -> str:
     forgotten = f", {pruned} forgotten" if pruned else ""
     if not (summary.committed or summary.failed):
-        return f"nothing to do, all {summary.rows} concepts are current{forgotten}"
+        return f"nothing to do, {all_current(summary.rows)}{forgotten}"
     counts = f"{summary.committed} done, {len(summary.failed)} failed, {summary.current} current of {summary.rows}"
     cost = f", {format_cost(summary.cost)}" if summary.cost else ""
     return f"{counts}{forgotten} in run {summary.run_id} ({format_duration(summary.wall_seconds)}{cost})"

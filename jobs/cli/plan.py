@@ -10,6 +10,7 @@ import typer
 from ...core.exit_codes import ExitCode
 from ...core.plural import plural
 from ..format import estimate_lines
+from ..terminal.output import echo, echo_document
 from .options import CatalogOption, JsonOption, ManifestArgument, SpecOption, WorkersOption
 from .printing import failure_lines, json_text, print_choices, problem_line, shortened
 from .targets import ChosenCatalog, ChosenSpec, choose_catalog, choose_spec
@@ -34,22 +35,23 @@ def validate(manifest: ManifestArgument, spec: SpecOption = None, as_json: JsonO
 
     Example: [bold]persres-batch validate mugs.parquet[/bold]
     """
-    from rich.console import Console
-
     from ...pipeline.planning.prepare import tokenizer_of
-    from ...pipeline.planning.run_models import resolve_base_model
+    from ...pipeline.planning.run_models import resolve_models
     from ...pipeline.planning.validation import validate_manifest
     from ..observe.display import progress_bar
+    from ..terminal.consoles import error_console
 
     chosen = choose_spec(manifest, spec)
     print_choices(chosen.line)
-    tokenizer = tokenizer_of(resolve_base_model(chosen.spec, weights=False))
-    with progress_bar(Console(stderr=True), "opening reference images") as on_row:
+    base, model_warnings = resolve_models(chosen.spec, weights=False)
+    tokenizer = tokenizer_of(base)
+    with progress_bar(error_console(), "opening reference images") as on_row:
         report = validate_manifest(manifest, chosen.spec, tokenizer=tokenizer, on_progress=on_row)
+    report.warnings.extend(model_warnings)
     if as_json:
-        print(json_text({"problems": report.problems, "warnings": report.warnings, "spec": chosen.name}))
+        echo_document(json_text({"problems": report.problems, "warnings": report.warnings, "spec": chosen.name}))
     else:
-        print("\n".join(_validation_lines(manifest, report)))
+        echo(*_validation_lines(manifest, report))
     raise typer.Exit(ExitCode.OK if report.valid else ExitCode.INVALID_INPUT)
 
 
@@ -86,9 +88,7 @@ def print_plan(
     as_json: bool = False,
 ) -> None:
     """Print the plan of a submit; `prune`: including the concepts it would forget."""
-    from rich.console import Console
-
-    from ...pipeline.catalog.index import read_committed
+    from ...pipeline.catalog.missing_files import read_present
     from ...pipeline.catalog.store import CatalogStore
     from ...pipeline.planning.cost import estimate_cost, workload_of
     from ...pipeline.planning.prepare import prepare_run
@@ -96,9 +96,10 @@ def print_plan(
     from ..cluster.placement import local_workers
     from ..observe.display import progress_bar
     from ..submit import split_into_shards
+    from ..terminal.consoles import error_console
 
-    committed = read_committed(store := CatalogStore(catalog.uri))
-    with progress_bar(Console(stderr=True), "reading references") as on_digest:
+    committed = read_present(store := CatalogStore(catalog.uri))
+    with progress_bar(error_console(), "reading references") as on_digest:
         prepared = prepare_run(manifest, spec.spec, committed, on_digest=on_digest)
     run_plan: RunPlan = prepared.plan(committed)
     workers = local_workers(where, spec.spec) if run_plan.has_work else 1  # counting GPUs loads torch
@@ -112,9 +113,11 @@ def print_plan(
     )
     if as_json:
         values = plan_values(run_plan, shards, prune=prune, cost=cost)
-        print(json_text({**values, "spec": spec.name, "catalog": catalog.uri}))
+        named = {"warnings": prepared.warnings, "spec": spec.name, "catalog": catalog.uri}
+        echo_document(json_text({**values, **named}))
     else:
-        print("\n".join(plan_lines(run_plan, shards, prune=prune, cost=cost)))
+        echo(*(f"warning: {warning}" for warning in prepared.warnings))
+        echo(*plan_lines(run_plan, shards, prune=prune, cost=cost))
 
 
 def plan_lines(
@@ -122,7 +125,7 @@ def plan_lines(
 ) -> Iterator[str]:
     """A plan for people; `prune`: the concepts that the manifest no longer lists would be removed."""
     yield (
-        f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
+        f"{plural(plan.rows, 'row')}: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
         f"{len(plan.current)} current, {len(plan.failures)} failed"
     )
     if plan.removed:

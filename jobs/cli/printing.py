@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ...core.plural import plural
 from ...pipeline.run.duration import format_duration
 from ..format import format_cost
+from ..terminal.output import echo
 
 if TYPE_CHECKING:
     from ...core.errors import ConceptFailure, Problem
@@ -44,14 +45,13 @@ def print_choices(*lines: str | None, log_format: LogFormat = "text") -> None:
     """Print on standard error which run spec and catalog a command uses, where the user gave none."""
     shown = [line for line in lines if line is not None]
     if log_format == "text":
-        print(*shown, sep="\n", end="\n" if shown else "", file=sys.stderr)
+        echo(*shown, error=True)
         return
-    from rich.console import Console
-
     from ...pipeline.run.log import RunLog
     from ..observe.event_printer import event_printer
+    from ..terminal.consoles import error_console
 
-    log = RunLog(None, "", event_printer(Console(stderr=True), log_format))
+    log = RunLog(None, "", event_printer(error_console(), log_format))
     for line in shown:
         log.emit("notice", line)
 
@@ -77,11 +77,11 @@ def summary_lines(summary: RunSummary, report: str | None, *, pruned: int = 0) -
     yield from failure_lines(summary.failed)
     if not summary.committed and not summary.failed:
         action = "train or render" if pruned else "do"
-        yield f"nothing to {action}: all {summary.rows} concepts are current ({summary.wall_seconds:.1f} s)"
+        yield f"nothing to {action}: {all_current(summary.rows)} ({summary.wall_seconds:.1f} s)"
     else:
         yield (
-            f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current "
-            f"({format_duration(summary.wall_seconds)}, {plural(summary.workers, 'worker')}"
+            f"{plural(summary.rows, 'row')}: {summary.committed} done, {len(summary.failed)} failed, "
+            f"{summary.current} current ({format_duration(summary.wall_seconds)}, {plural(summary.workers, 'worker')}"
             f"{busy_text(summary.device_busy_share)}{cost_text(summary.cost)})"
         )
     if pruned:
@@ -105,11 +105,24 @@ def cost_text(cost: RunCost | None) -> str:
     return "" if cost is None else f", {format_cost(cost)}"
 
 
+def utc_text(seconds: float) -> str:
+    """A time, in seconds since 1970, as a date and a time of day."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):  # of a clock, or of a file, that is wrong
+        return f"{seconds:g} s after 1970"
+
+
 def shortened(lines: Sequence[str], shown: int) -> Iterator[str]:
     """The first lines, and the number of the others."""
     yield from lines[:shown]
     if len(lines) > shown:
         yield f"  … and {len(lines) - shown} more"
+
+
+def all_current(rows: int) -> str:
+    """That all concepts of a manifest are current, for the end of a sentence."""
+    return "the one concept is current" if rows == 1 else f"all {rows} concepts are current"
 
 
 def _failure_line(failure: ConceptFailure) -> str:

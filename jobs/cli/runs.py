@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ...core.errors import InvalidInput, PersresError
 from ...core.timing import STOP_MARGIN_S, STOP_POLL_S, STOP_TIMEOUT_S
 from ...pipeline.run.states import OVER, RunState
 from ..format import format_cost
+from ..terminal.output import echo, echo_document
 from .options import JobServerOption, JsonOption
 from .printing import failure_lines, json_text, state_text
 
@@ -47,10 +47,11 @@ def list_command(
 
     places = _places(catalog, address)
     runs = list_runs(places, limit)
+    _warn(*(warning for run in runs for warning in run.warnings))
     if as_json:
-        print(json_text(runs))
+        echo_document(json_text(runs))
     else:
-        print("\n".join(_list_lines(runs, with_catalog=places.store is None)))
+        echo(*_list_lines(runs, with_catalog=places.store is None))
 
 
 @app.command()
@@ -75,9 +76,9 @@ def logs(
     server, job = found.server, found.job.job if found.job else None
     if server is not None and job is not None:
         if follow:
-            raise typer.Exit(exit_code_of(follow_job(server, job, partial(print, flush=True)), _notify))
+            raise typer.Exit(exit_code_of(follow_job(server, job, partial(echo, flush=True)), _notify))
         try:
-            print(server.log(job), end="")
+            echo(*server.log(job).splitlines())
             return
         except JobServerError as error:
             _notify(f"{error.message}; the catalog's copy of the log:")
@@ -108,11 +109,11 @@ def stop(
     found = find_run(run, _places(catalog, address), _notify)
     state, _ = _state(found)
     if state in OVER:
-        print(f"run {found.run_id} is over already: {state}")
+        echo(f"run {found.run_id} is over already: {state}")
         return
     _request_stop(found)
     if no_wait:
-        print(f"run {found.run_id} was asked to stop")
+        echo(f"run {found.run_id} was asked to stop")
         return
     _notify(f"run {found.run_id} was asked to stop; it commits the work in flight first")
     _wait_until_over(found)
@@ -131,13 +132,14 @@ def show_run(run: str, catalog: str | None, address: str | None, *, as_json: boo
 
     found = find_run(run, _places(catalog, address), _notify)
     state, status = _state(found)
+    _warn(*(status.warnings if status else ()))
     if not as_json:
-        print("\n".join(_run_lines(found, state, status)))
+        echo(*_run_lines(found, state, status))
         return
     values: dict[str, Any] = {"run_id": found.run_id, "catalog": found.store.uri if found.store else None}
     values |= asdict(status) if status else {}
     job = {"address": found.server.address, **asdict(found.job)} if found.job and found.server else None
-    print(json_text(values | {"state": state, "on_cluster": job}))
+    echo_document(json_text(values | {"state": state, "on_cluster": job}))
 
 
 def _places(catalog: str | None, address: str | None) -> RunLocations:
@@ -184,7 +186,7 @@ def _wait_until_over(found: FoundRun) -> None:
         found = found.refreshed()
         state, status = _state(found)
         if state in OVER and (found.job is None or found.job.state in OVER):
-            print("\n".join(_run_lines(found, state, status)))
+            echo(*_run_lines(found, state, status))
             return
     raise PersresError(
         f"run {found.run_id} was asked to stop, and has not within {_stop_timeout_s(found):.0f} s",
@@ -202,7 +204,7 @@ def _stop_timeout_s(found: FoundRun) -> float:
     path = RunPaths(found.run_id).spec
     try:
         spec = RunSpec.from_yaml(found.store.read(path), name=path)
-    except PersresError:  # written by another version, or removed by `forget`
+    except (PersresError, RecursionError):  # written by another version, removed by `forget`, or damaged
         return STOP_TIMEOUT_S
     return spec.recovery.grace_seconds + STOP_MARGIN_S
 
@@ -217,11 +219,15 @@ def _print_stored_log(found: FoundRun) -> None:
             fix="give the --address of its cluster, or look where it was started",
         )
     for event in read_run_log(found.store, found.run_id):
-        print(format_event(event))
+        echo(format_event(event))
+
+
+def _warn(*warnings: str) -> None:
+    echo(*(f"warning: {warning}" for warning in warnings), error=True)
 
 
 def _notify(text: str) -> None:
-    print(text, file=sys.stderr)
+    echo(text, error=True)
 
 
 def _list_lines(runs: Sequence[ListedRun], *, with_catalog: bool) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ...core.errors import InvalidInput
+from ...pipeline.storage.output_file import require_absent, write_file
+from ..terminal.output import echo, echo_document
 from .options import CatalogOption, DeviceOption, ForceOption, ManifestArgument, PruneOption, SpecOption
 from .printing import print_choices
 from .targets import ChosenSpec, choose_catalog, choose_spec
@@ -101,11 +104,10 @@ def schedule(
     )
     files = _render(form, refresh, chosen_spec, image, out or Path(refresh.name))
     if out is None:
-        print(*(f"# {path.name}\n{text}" if len(files) > 1 else text for path, text in files.items()), sep="\n", end="")
+        echo_document("\n".join(f"# {path.name}\n{text}" if len(files) > 1 else text for path, text in files.items()))
     else:
         _write(files, force=force)
-    for line in _next_steps(form, refresh, list(files), on_stdout=out is None):
-        print(line, file=sys.stderr)
+    echo(*_next_steps(form, refresh, list(files), on_stdout=out is None), error=True)
 
 
 def _check_choices(*, in_cluster: bool, image: str | None, address: str | None, device: str) -> None:
@@ -146,12 +148,10 @@ def _render(form: Form, refresh: Refresh, spec: ChosenSpec, image: str | None, o
 
 
 def _write(files: dict[Path, str], *, force: bool) -> None:
-    existing = [path for path in files if path.exists()]
-    if existing and not force:
-        raise InvalidInput(f"{existing[0]} already exists", fix="choose another name, or replace it with --force")
+    require_absent(files, force=force)
     for path, text in files.items():
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}")
+        write_file(path, text)
+        echo(f"wrote {path}")
 
 
 def _next_steps(form: Form, refresh: Refresh, paths: list[Path], *, on_stdout: bool) -> list[str]:
@@ -161,11 +161,12 @@ def _next_steps(form: Form, refresh: Refresh, paths: list[Path], *, on_stdout: b
     else:
         now, zone = datetime.now(), "this machine's time"
     times = ", ".join(time.strftime("%a %Y-%m-%d %H:%M") for time in refresh.cron.next_times(now))
-    file = "FILE" if on_stdout else str(paths[0])
+    file = "FILE" if on_stdout else shlex.quote(str(paths[0]))
+    units = shlex.join(path.name if on_stdout else str(path) for path in paths)
     steps = {
         "raycronjob": f"kubectl apply -f {file}",
         "crontab": f"(crontab -l; cat {file}) | crontab -",
-        "systemd": f"cp {' '.join(path.name if on_stdout else str(path) for path in paths)} ~/.config/systemd/user/ && "
+        "systemd": f"cp {units} ~/.config/systemd/user/ && "
         f"systemctl --user daemon-reload && systemctl --user enable --now {paths[-1].name} && loginctl enable-linger",
     }
     return [f"next runs: {times} ({zone})", f"next: {steps[form]}"]

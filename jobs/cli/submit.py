@@ -9,6 +9,7 @@ import typer
 
 from ...core.errors import InvalidInput
 from ...core.exit_codes import ExitCode
+from ..terminal.output import echo
 from .options import (
     CatalogOption,
     DeviceOption,
@@ -161,4 +162,4 @@ def report_of(finished: FinishedRun, catalog: str) -> str | None:
 
 def print_summary(finished: FinishedRun, report: str | None) -> None:
     """Print how a run ended."""
-    print("\n".join(summary_lines(finished.summary, report, pruned=finished.pruned)))
+    echo(*summary_lines(finished.summary, report, pruned=finished.pruned))

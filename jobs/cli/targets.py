@@ -65,6 +65,7 @@ def choose_spec(manifest: str, given: str | None) -> ChosenSpec:
     """
     from ...pipeline.spec.run_spec import RunSpec
 
+    require_one_address(manifest, "manifest")
     if given is not None:
         return ChosenSpec(RunSpec.load(given), given)
     places = _spec_places(manifest)
@@ -78,15 +79,14 @@ def choose_catalog(manifest: str, given: str | None, chosen: ChosenSpec) -> Chos
     """The catalog of a manifest; `given` is the `--catalog`. A relative path stays relative.
 
     Raises:
-        InvalidInput: `given` is empty, or no catalog can be derived from the address of the manifest or the run spec.
+        InvalidInput: `given` cannot be an address, or none can be derived from that of the manifest or the run spec.
     """
     if given is not None:
-        if not given:
-            raise InvalidInput("--catalog is empty", fix="give a folder or URI, or leave --catalog out")
-        return ChosenCatalog(given)
+        return _checked(ChosenCatalog(given))
     if chosen.spec.catalog is not None:
-        return ChosenCatalog(_catalog_of_spec(chosen.spec.catalog, chosen.path or ""), f"`catalog` of {chosen.name}")
-    return ChosenCatalog(catalog_beside(manifest), "beside the manifest")
+        uri = _catalog_of_spec(chosen.spec.catalog, chosen.path or "")
+        return _checked(ChosenCatalog(uri, f"`catalog` of {chosen.name}"))
+    return _checked(ChosenCatalog(catalog_beside(manifest), "beside the manifest"))
 
 
 def catalog_beside(manifest: str) -> str:
@@ -112,13 +112,35 @@ def is_manifest(text: str) -> bool:
     return suffix.lower() in MANIFEST_SUFFIXES and not os.path.isdir(text)
 
 
+def require_one_address(uri: str, what: str) -> None:
+    """Refuse what names no one place; a manifest on the web may have a signature in its address.
+
+    Raises:
+        InvalidInput: the address is empty or a chain, or has characters that no name should have.
+    """
+    from ...pipeline.storage.uri import check_address, has_credentials
+
+    if "::" in uri or not (_is_uri(uri) and (has_credentials(uri) or "?" in uri)):
+        check_address(uri, what=what)
+
+
 def catalog_of_manifest(manifest: str, spec: str | None, catalog: str | None) -> ChosenCatalog:
     """The catalog of a manifest for commands that need the run spec for nothing else.
 
     Raises:
         InvalidInput: as `choose_spec` and `choose_catalog`.
     """
-    return ChosenCatalog(catalog) if catalog else choose_catalog(manifest, catalog, choose_spec(manifest, spec))
+    if catalog is not None:
+        return _checked(ChosenCatalog(catalog))
+    return choose_catalog(manifest, catalog, choose_spec(manifest, spec))
+
+
+def _checked(chosen: ChosenCatalog) -> ChosenCatalog:
+    """Refuse an address that cannot be a catalog's before anything is done with it."""
+    from ...pipeline.storage.uri import check_address
+
+    check_address(chosen.uri, what="catalog")
+    return chosen
 
 
 def _spec_places(manifest: str) -> dict[str, str]:
@@ -145,6 +167,8 @@ def _exists(path: str) -> bool:
 
 def _catalog_of_spec(catalog: str, spec: str) -> str:
     """A run spec's `catalog`; a relative path is relative to the folder of the run spec."""
+    if not catalog.strip():
+        raise InvalidInput(f"`catalog` of {spec} is empty", fix="give a folder or URI, or leave it out")
     catalog = os.path.expanduser(catalog)
     if _is_uri(catalog) or posixpath.isabs(catalog):
         return catalog

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ...core.errors import InvalidInput, StoreError
 from ...pipeline.catalog import layout
+from ...pipeline.catalog.existing import require_catalog
 from ...pipeline.catalog.index import read_committed
 from ...pipeline.catalog.lease import lease_holder
 from ...pipeline.catalog.store import CatalogStore
@@ -87,7 +88,7 @@ def open_locations(catalog: str | None, address: str | None, notify: Notify) -> 
         address: of a job server. If it does not answer and a catalog is given, only the catalog is used.
 
     Raises:
-        InvalidInput: neither is given, or the cluster rejects the token.
+        InvalidInput: neither is given, there is no catalog, or the cluster rejects the token.
         ClusterUnreachable: the cluster does not answer, and no catalog is given.
     """
     if catalog is None and address is None:
@@ -96,6 +97,8 @@ def open_locations(catalog: str | None, address: str | None, notify: Notify) -> 
             fix="give --address http://127.0.0.1:8265 (or set RAY_ADDRESS), or --catalog URI",
         )
     store = CatalogStore(catalog) if catalog is not None else None
+    if store is not None and address is None:  # a run of a cluster may not have begun in its catalog
+        require_catalog(store)
     server = None
     if address is not None:
         try:
@@ -104,6 +107,7 @@ def open_locations(catalog: str | None, address: str | None, notify: Notify) -> 
             if store is None:
                 raise
             notify(f"{error.message}; asking the catalog alone")
+            require_catalog(store)
     return RunLocations(server, store)
 
 

@@ -19,7 +19,10 @@ _READERS = 8
 
 @dataclass(frozen=True, slots=True)
 class ListedRun:
-    """A run in a list. Counts are None if the catalog was not read; `planned` is done + failed + left."""
+    """A run in a list. Counts are None if the catalog was not read; `planned` is done + failed + left.
+
+    `warnings` are about damaged documents of the run.
+    """
 
     run_id: str
     state: RunState
@@ -30,6 +33,7 @@ class ListedRun:
     done: int | None = None
     failed: int | None = None
     reason: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def list_runs(locations: RunLocations, limit: int) -> list[ListedRun]:
@@ -80,4 +84,5 @@ def _from_status(status: RunStatus, job: RunJob | None, catalog: str) -> ListedR
         done=status.done,
         failed=len(status.failed),
         reason=status.reason or (job.reason if job else ""),
+        warnings=status.warnings,
     )

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .session_folder import session_folder
+
 OBJECT_STORE_BYTES = 256 << 20
 
 _QUIET = {
@@ -55,21 +57,23 @@ def embedded_ray(
     if ray.is_initialized():
         yield
         return
-    context = ray.init(
-        address="local",  # regardless of RAY_ADDRESS and of other clusters on this machine
-        num_cpus=cpus,
-        num_gpus=gpus,
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        job_config=_job_config(metadata),
-    )
-    try:
-        with _dashboard_access(context.dashboard_url if dashboard else None, notify):
-            yield
-    finally:
-        ray.shutdown()
+    with session_folder() as folder:
+        context = ray.init(
+            address="local",  # regardless of RAY_ADDRESS and of other clusters on this machine
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            job_config=_job_config(metadata),
+            _temp_dir=folder,
+        )
+        try:
+            with _dashboard_access(context.dashboard_url if dashboard else None, notify):
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import json
 import math
 import secrets
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from ...core.exit_codes import ExitCode
 from ...core.timing import JOB_SUBMIT_PAUSE_S, STOP_MARGIN_S
 from ...pipeline.run.run_id import later_run_id
 from ...pipeline.storage.uri import has_credentials, without_credentials
+from ..terminal.output import echo, echo_document
 from .code import copy_floors
 from .job_log import follow_job
 from .job_server import ClusterUnreachable, JobServer, JobServerError
@@ -98,7 +98,7 @@ def submit_to_cluster(
             a URI holds credentials, which everybody who can open the dashboard could read.
         PersresError: the job was not accepted, or cannot be followed any more.
     """
-    show = show or partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+    show = show or partial(echo, error=as_json, flush=True)
     for uri in (run.manifest_uri, run.catalog_uri):
         _require_public(uri)
     server = JobServer(address)
@@ -109,7 +109,7 @@ def submit_to_cluster(
         show("\n".join(next_commands(run.run_id, address)))
     if as_json:
         values = {"run_id": run.run_id, "job": run.job, "address": address, "catalog": run.catalog_uri}
-        print(json.dumps(values | {"exit_code": code}, indent=1, sort_keys=True))
+        echo_document(json.dumps(values | {"exit_code": code}, indent=1, sort_keys=True))
     return code or 0
 
 
@@ -172,7 +172,7 @@ def next_commands(run_id: str, address: str) -> list[str]:
     ]
 
 
-def exit_code_of(job: RunJob, show: Callable[[str], None] = print) -> int:
+def exit_code_of(job: RunJob, show: Callable[[str], None] = echo) -> int:
     """The exit code of `submit` on the cluster: TERMINATED if Ray stopped it, FAILED if its driver was lost."""
     if job.exit_code is not None:
         return job.exit_code

@@ -34,6 +34,7 @@ class GpuWorker:
     Args:
         catalog_uri: where shards are committed; a local path has to be absolute.
         method_digest: the `method_digest` of the process that planned the run.
+        lease_generation: of the run's lease on the catalog.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class GpuWorker:
         run_id: str,
         device: Device,
         method_digest: str,
+        lease_generation: int,
     ) -> None:
         self._spec, self._base, self._scorer, self._device = spec, base, scorer, device
         self._store = CatalogStore(catalog_uri, retry_s=spec.recovery.store_patience_seconds)
         self._run_id, self._method_digest = run_id, method_digest
+        self._lease_generation = lease_generation
         self._stages = ShardStages()
         self._personalizer: Personalizer | None = None
         self._progress: dict[tuple[str, str], ShardProgress] = {}
@@ -96,6 +99,7 @@ class GpuWorker:
                 run_id=self._run_id,
                 attempt=attempt,
                 stages=self._stages,
+                lease_generation=self._lease_generation,
                 on_progress=report,
             )
         finally:
@@ -126,6 +130,7 @@ def worker_factory(
     catalog_uri: str,
     run_id: str,
     device: Device,
+    lease_generation: int = 0,
 ) -> Callable[[], Any]:
     """A function that starts one worker of this run, on a GPU of its own or on one CPU core with one thread."""
     if device == "cuda":
@@ -138,7 +143,7 @@ def worker_factory(
 
     base = replace(base, path=os.path.abspath(base.path))
     scorer = replace(scorer, path=os.path.abspath(scorer.path)) if scorer else None
-    arguments = (spec, base, scorer, catalog_uri, run_id, device, method_digest(spec))
+    arguments = (spec, base, scorer, catalog_uri, run_id, device, method_digest(spec), lease_generation)
 
     numbers = count(1)
 

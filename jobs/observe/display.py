@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from ...core.timing import DISPLAY_LINE_INTERVAL_S
 from ..driver.observer import RunObserver
 from ..driver.progress import RunProgress
+from ..terminal.consoles import PlainTextColumn, print_line
 
 
 def format_time_to_go(seconds: float | None) -> str:
@@ -49,11 +50,11 @@ class RunDisplay(RunObserver):
         if self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("[bold]concepts"),
+                PlainTextColumn("concepts", style="bold"),
                 BarColumn(),
-                TextColumn("{task.description}"),
+                PlainTextColumn("{task.description}"),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[to_go]}"),
+                PlainTextColumn("{task.fields[to_go]}"),
                 console=self._console,
             )
             self._task = self._bar.add_task("waiting for a worker", total=self._total, to_go="")
@@ -74,7 +75,7 @@ class RunDisplay(RunObserver):
         elif now - self._last_line >= DISPLAY_LINE_INTERVAL_S:
             self._last_line = now
             line = ", ".join(filter(None, (text, f"{now - self._started:.0f} s", to_go)))
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_line(self._console, line)
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], 
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (PlainTextColumn("{task.description}"), BarColumn(), PlainTextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

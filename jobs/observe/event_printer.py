@@ -18,11 +18,12 @@ _PRINTED_AS_TEXT = frozenset({"notice", "incident"})
 
 def event_printer(console: Console, log_format: LogFormat) -> Callable[[RunEvent], None]:
     """Return a function that prints an event: as text only incidents and notices, as JSON lines every event."""
-    if log_format == "json":
-        return lambda event: print(event.to_json(), file=console.file, flush=True)
+    from ..terminal.consoles import print_line  # here, because Rich takes long to import
 
-    def print_text(event: RunEvent) -> None:
-        if event.event in _PRINTED_AS_TEXT:
-            console.print(event.text, highlight=False, markup=False, soft_wrap=True)
+    def print_event(event: RunEvent) -> None:
+        if log_format == "json":
+            print_line(console, event.to_json())
+        elif event.event in _PRINTED_AS_TEXT:
+            print_line(console, event.text)
 
-    return print_text
+    return print_event

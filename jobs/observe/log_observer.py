@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...core.errors import ConceptFailure
+from ...core.plural import plural
 from ...core.timing import PROGRESS_LOG_INTERVAL_S
 from ...pipeline.planning.plan import RunPlan
 from ...pipeline.run.log import RunLog
@@ -74,7 +75,7 @@ class LogObserver(RunObserver):
             bytes_written=summary.bytes_written,
         )
         for failure in summary.failures:
-            _log_failure(self._log, failure, shard_id=summary.shard_id, attempt=summary.attempt)
+            log_failure(self._log, failure, shard_id=summary.shard_id, attempt=summary.attempt)
 
     def on_incident(self, text: str) -> None:
         self._log.emit("incident", text, level="warning")
@@ -92,7 +93,7 @@ def log_run_start(log: RunLog, plan: RunPlan, *, manifest: str, base_model: str)
     log.emit("run_started", f"run {log.run_id} of {manifest}", manifest=manifest, base_model=base_model)
     log.emit(
         "plan",
-        f"{plan.rows} rows: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
+        f"{plural(plan.rows, 'row')}: {len(plan.train)} to train and render, {len(plan.render_only)} to render only, "
         f"{len(plan.current)} current, {len(plan.failures)} failed",
         rows=plan.rows,
         train=len(plan.train),
@@ -101,18 +102,19 @@ def log_run_start(log: RunLog, plan: RunPlan, *, manifest: str, base_model: str)
         failed=len(plan.failures),
     )
     for failure in plan.failures:
-        _log_failure(log, failure)
+        log_failure(log, failure)
 
 
-def log_run_end(log: RunLog, summary: RunSummary, report: str) -> None:
+def log_run_end(log: RunLog, summary: RunSummary, report: str | None) -> None:
     """Log that a run has ended.
 
     Args:
-        report: the URI of its report.
+        report: the URI of its report, if it wrote one.
     """
     log.emit(
         "run_ended",
-        f"{summary.rows} rows: {summary.committed} done, {len(summary.failed)} failed, {summary.current} current",
+        f"{plural(summary.rows, 'row')}: {summary.committed} done, {len(summary.failed)} failed, "
+        f"{summary.current} current",
         committed=summary.committed,
         failed=len(summary.failed),
         seconds=dict(summary.seconds),
@@ -121,6 +123,11 @@ def log_run_end(log: RunLog, summary: RunSummary, report: str) -> None:
     )
 
 
-def _log_failure(log: RunLog, failure: ConceptFailure, **shard: str) -> None:
+def log_failure(log: RunLog, failure: ConceptFailure, **shard: str) -> None:
+    """Log that a concept has failed.
+
+    Args:
+        shard: `shard_id` and `attempt`, if an attempt at a shard reported it.
+    """
     text = f"concept {failure.concept_id} failed ({failure.stage}): {failure.reason}"
     log.emit("concept_failed", text, "warning", concept_id=failure.concept_id, stage=failure.stage, **shard)

@@ -7,13 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from ...pipeline.models.folder import ResolvedModel, Role
 from ...pipeline.models.remote_folder import OnBytes
 from ...pipeline.models.resolve import model_on_this_machine
-from ...pipeline.planning.run_models import resolve_base_model, resolve_scorer
+from ...pipeline.planning.run_models import (
+    check_scorer_weights,
+    check_spec_fits_model,
+    resolve_base_model,
+    resolve_scorer,
+)
 from ...pipeline.spec.run_spec import RunSpec
+from ..terminal.consoles import PlainTextColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,7 @@ def fetch_models(spec: RunSpec, console: Console) -> list[FetchedModel]:
         return [base]
     with _download_bar(console, spec.scorer) as on_bytes:
         scorer = resolve_scorer(spec, on_bytes=on_bytes)
+    check_scorer_weights(spec, scorer)
     return [base, FetchedModel("scorer", spec.scorer, scorer)] if scorer else [base]
 
 
@@ -45,7 +52,7 @@ def fetch_planned_models(spec: RunSpec, base: ResolvedModel, scorer: ResolvedMod
     """Fetch the weights of the models that a run was planned with, before the workers on this machine load them.
 
     Raises:
-        InvalidInput: a model's revision has changed since.
+        InvalidInput: a model's revision has changed since, or its weights do not fit its configuration.
         StoreError: as in `fetch_models`.
     """
     planned: list[tuple[Role, str | None, ResolvedModel | None]] = [
@@ -55,7 +62,11 @@ def fetch_planned_models(spec: RunSpec, base: ResolvedModel, scorer: ResolvedMod
     for role, name, model in planned:
         if name is not None and model is not None and not model.has_weights:
             with _download_bar(console, name) as on_bytes:
-                model_on_this_machine(model, name, role, on_bytes=on_bytes)
+                found = model_on_this_machine(model, name, role, on_bytes=on_bytes)
+            if role == "scorer":
+                check_scorer_weights(spec, found)
+            else:
+                check_spec_fits_model(spec, found.path)
 
 
 @contextmanager
@@ -64,7 +75,7 @@ def _download_bar(console: Console, name: str) -> Iterator[OnBytes | None]:
     if not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (PlainTextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(name, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

@@ -149,7 +149,7 @@ def _accelerator(base: BaseModel) -> Any:
 def _add_lora(models: PeerModels, settings: TrainingSettings) -> list[Tensor]:
     from peft import LoraConfig
 
-    ranks = {layer.name: layer.rank(settings.rank_fraction) for layer in models.base.target_layers}
+    ranks = {layer.name: layer.rank(settings.rank) for layer in models.base.target_layers}
     common = max(ranks.values())
     models.unet.add_adapter(
         LoraConfig(

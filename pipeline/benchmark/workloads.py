@@ -196,10 +196,10 @@ class RenderingJob:
 
     @cached_property
     def residuals(self) -> dict[str, Residual]:
-        fraction = TrainingSettings().rank_fraction
+        rank = TrainingSettings().rank
         layers = self.base.target_layers
         return {
-            concept: initialize_residual(layers, rank_fraction=fraction, a_std=0.01, seed=number)
+            concept: initialize_residual(layers, rank_fraction=rank, a_std=0.01, seed=number)
             for number, concept in enumerate(self.concepts)
         }
 

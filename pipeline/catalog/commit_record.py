@@ -8,16 +8,15 @@ choice in every process.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ...core.errors import ConceptFailure, StoreError
+from .layout import AttemptPaths
+from .sealed_json import TruncatedJson, seal, unseal
 
-RECORD_VERSION = 1
-
-_END = b"\n}"  # in indented JSON only the last brace begins a line
+RECORD_VERSION = 2
 
 ShardKind = Literal["train", "render"]
 
@@ -29,10 +28,12 @@ class Fingerprints:
     Attributes:
         training: equal only for equal residuals.
         rendering: equal only for equal renderings and scores.
+        request: as `CommittedConcept.request_digest`; it says nothing about what a result is, and is not compared.
     """
 
     training: str
     rendering: str
+    request: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class CommittedConcept:
         rendering_rows: (first row, number of rows) in `rendering_file`.
         residual_digest: `blob_digest` of the residual; empty if an earlier version committed the concept.
         renderings_digest: `rendering_digest` of the images by row; empty as above, or without images.
+        request_digest: of what was asked for: as the training fingerprint, but with the addresses of the references in
+            place of their content. Empty: not known.
     """
 
     concept_id: str
@@ -112,6 +115,7 @@ class CommittedConcept:
     scores: Mapping[str, VariantScores] = field(default_factory=dict)
     residual_digest: str = ""
     renderings_digest: str = ""
+    request_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,8 @@ class ShardCommit:
         seconds: time by phase.
         bytes_written: size of its data files.
         measured: None if an earlier version committed the attempt.
+        lease_generation: of the run's lease: the record may be refused because of a later one (see `index_version`).
+        index_version: number of the version of the index that was in force when the record was written.
     """
 
     run_id: str
@@ -136,10 +142,17 @@ class ShardCommit:
     version: int = RECORD_VERSION
     bytes_written: int = 0
     measured: Measured | None = None
+    lease_generation: int = 0
+    index_version: int = 0
+
+    @property
+    def paths(self) -> AttemptPaths:
+        """The paths of the attempt's objects."""
+        return AttemptPaths(self.run_id, self.shard_id, self.attempt)
 
     def to_json(self) -> bytes:
-        """The record as stored: one indented JSON object with sorted keys."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        """The record as stored: one indented JSON object with sorted keys and a digest of its content."""
+        return seal(asdict(self))
 
     @classmethod
     def from_json(cls, text: bytes, *, path: str) -> ShardCommit:
@@ -153,13 +166,12 @@ class ShardCommit:
             StoreError: the record is damaged, or of a version that this code cannot read.
         """
         try:
-            raw = json.loads(text)
+            raw = unseal(text, sealed_since=2)
+        except TruncatedJson as error:
+            raise _torn_record(path) from error
         except ValueError as error:
-            raise _damaged_record(path, error) if text.rstrip().endswith(_END) else _torn_record(path) from error
-        try:
-            version = int(raw["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged_record(path, error) from error
+            raise damaged_record(path, str(error)) from error
+        version = raw["version"]
         if version > RECORD_VERSION:
             raise StoreError(
                 f"commit record {path} has version {version}; this persres-batch reads up to {RECORD_VERSION}",
@@ -170,12 +182,12 @@ class ShardCommit:
             failures = tuple(_from_known_fields(ConceptFailure, item) for item in raw["failures"])
             measured = Measured.from_dict(raw["measured"]) if raw.get("measured") else None
             return _from_known_fields(cls, {**raw, "concepts": concepts, "failures": failures, "measured": measured})
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged_record(path, error) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged_record(path, f"{type(error).__name__}: {error}") from error
 
 
 class TornRecord(StoreError):
-    """A record that was cut off while it was written, so that it commits nothing."""
+    """A record that ends too early: cut off while it was written, so that it commits nothing, or damaged since."""
 
 
 def blob_digest(blob: bytes) -> str:
@@ -211,12 +223,14 @@ def _from_known_fields(kind: Any, raw: Mapping[str, Any]) -> Any:
 
 def _torn_record(path: str) -> TornRecord:
     return TornRecord(
-        f"commit record {path} was cut off while it was written", fix=f"delete {path}, which commits nothing"
+        f"commit record {path} was cut off while it was written, or since",
+        fix="restore it from a copy, or rebuild the index from the data files: `persres-batch repair`",
     )
 
 
-def _damaged_record(path: str, error: Exception) -> StoreError:
+def damaged_record(path: str, reason: str) -> StoreError:
+    """The error for a record whose content is not the one that was written."""
     return StoreError(
-        f"commit record {path} is damaged ({type(error).__name__}: {error})",
-        fix=f"delete {path}; the next submit does its concepts again",
+        f"commit record {path} is damaged ({reason})",
+        fix="restore it from a copy, or rebuild the index from the data files: `persres-batch repair`",
     )

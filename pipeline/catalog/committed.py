@@ -13,6 +13,7 @@ from itertools import islice
 import pyarrow as pa
 
 from .commit_record import CommittedConcept, Fingerprints, supersedes
+from .data_file import referenced_files
 from .schemas import INDEX, committed_concepts
 
 _CONCEPTS_PER_BATCH = 4096
@@ -69,6 +70,10 @@ class CommittedConcepts(Mapping[str, CommittedConcept]):
         """The concepts whose committed state comes from this run."""
         runs = self._table.column("run_id").to_pylist()
         return frozenset(concept_id for concept_id, row in self._row_of.items() if runs[row] == run_id)
+
+    def files(self) -> set[str]:
+        """The data files of all commits that were read, also of those that others take precedence over."""
+        return referenced_files(self._table)
 
     def newest_run(self) -> str:
         """The latest run that committed any of the rows; empty if there are none."""

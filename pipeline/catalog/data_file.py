@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 
 from ...core.errors import StoreError, StoreRefused, StoreUnavailable
 from . import layout
+from .parquet_file import open_bytes, open_parquet, parquet_bytes
 from .store import CatalogStore
 
 _FOLDERS = (layout.RESIDUALS, layout.RENDERINGS)
 _ID = "concept_id"
 
 T = TypeVar("T")
+
+# What pyarrow and our own conversion of rows raise for a file whose bytes are wrong.
+_WRONG_CONTENT = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 class DamagedFile(StoreError):
@@ -50,11 +54,6 @@ def referenced_files(index: pa.Table) -> set[str]:
     return {path for column in columns for path in column.to_pylist() if path is not None}
 
 
-def open_parquet(file: Any) -> pq.ParquetFile:
-    """A Parquet reader that verifies checksums and fetches adjacent columns of a row group in one request."""
-    return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
-
-
 def read_data_file(store: CatalogStore, path: str, read: Callable[[pq.ParquetFile], T], *, in_parts: bool = False) -> T:
     """Return `read` of the opened data file.
 
@@ -68,17 +67,17 @@ def read_data_file(store: CatalogStore, path: str, read: Callable[[pq.ParquetFil
     """
     if in_parts:
         try:
-            with store.open_input(path) as file, open_parquet(file) as parquet:
+            with store.open_input(path) as file, open_parquet(file, file.seek(0, io.SEEK_END), path) as parquet:
                 return read(parquet)
         except (StoreRefused, StoreUnavailable):
             raise
-        except (StoreError, pa.ArrowException):
+        except (StoreError, *_WRONG_CONTENT):
             pass  # the file is damaged, or was deleted
     data = store.read(path)
     try:
-        with open_parquet(io.BytesIO(data)) as parquet:
+        with open_bytes(data, path) as parquet:
             return read(parquet)
-    except (pa.ArrowException, OSError) as error:
+    except _WRONG_CONTENT as error:
         raise damaged_file(store, path, f"{type(error).__name__}: {error}") from None
 
 
@@ -151,14 +150,4 @@ def data_file_bytes(table: pa.Table, rows_per_group: int) -> bytes:
     plain = [
         column.name for column in table.schema if not pa.types.is_nested(column.type) and column.type != pa.binary()
     ]
-    buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=rows_per_group,
-        compression="zstd",
-        use_dictionary=False,
-        write_statistics=plain,  # pyright: ignore[reportArgumentType]  # the stubs know bool only
-        write_page_checksum=True,
-    )
-    return buffer.getvalue()
+    return parquet_bytes(table, rows_per_group, use_dictionary=False, write_statistics=plain)

@@ -2,60 +2,82 @@
 
 Compaction merges all commit records into one snapshot under `index/`, a Parquet file with one row per concept, and
 deletes the records that it has read. So reading takes time in proportion to the catalog, not to its history. A reader
-merges all snapshots and all loose records; `supersedes` selects one commit of each concept. This is safe because:
+merges the snapshot and the loose records that the newest version of the index names (see `index_version`) with the
+records written since; `supersedes` selects one commit of each concept. This is safe because:
 
 - A snapshot stores the commit that each row comes from. A record of an older run or a later attempt that is written
   after the compaction has the same precedence as without compaction.
-- Duplicates have no effect. A crash between writing the snapshot and deleting the last record does no harm, nor do two
-  concurrent compactions: each deletes only objects that it has read and written again.
-- An object is deleted only after another one with the same content exists. A reader that lists records first and
-  snapshots second sees everything, unless an object is deleted before it is read; then it starts again.
+- Duplicates have no effect. A crash between writing the version and deleting the last record does no harm.
+- An object is deleted only after a version is in force that does without it. A reader that finds the same version in
+  force before and after has seen everything; else it starts again.
+- What a version names and is not there, or is not what was written, is an error. So is a record that was written under
+  a later version than the newest one, and a catalog without any record whose runs say that they committed something.
 
-On a store whose writes are not atomic, a killed writer leaves a torn (truncated) object. A torn record commits nothing
-and is ignored. A torn snapshot replaces nothing, because records are deleted only after the snapshot has been read
-back; the newest run it covers, which its name holds, is then still in other objects, and the snapshot is ignored. If
-that run is in no other object, the snapshot was complete and has been damaged since, which is an error.
+A store whose writes are not atomic, or a proxy on the way to it, leaves a torn (truncated) record, which commits
+nothing: nobody has been told that it does. One that a version names was whole, and torn it is an error.
 """
 
 from __future__ import annotations
 
-import io
-import secrets
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...core.errors import StoreError
+from ...core.errors import StoreError, StoreObjectMissing
+from ...core.plural import plural
 from . import layout
-from .commit_record import ShardCommit, TornRecord
+from .commit_record import ShardCommit, TornRecord, damaged_record
 from .committed import CommittedConcepts
-from .schemas import INDEX, SCHEMA_VERSION, index_table
+from .index_version import IndexVersion, Overtaken, create_version, newest_number, newest_version
+from .layout import RunPaths
+from .parquet_file import digest_in_name
+from .schemas import index_table
+from .snapshot import REPAIR, read_snapshot, write_snapshot
 from .store import CatalogStore
 
 COMPACT_AFTER = 256
 """The number of loose records above which rewriting the snapshot pays off."""
 
 _RECORDS_PER_BATCH = 512
-_CONCEPTS_PER_ROW_GROUP = 65_536
-_MAGIC = b"PAR1"  # every Parquet file ends with it
-_DIGESTS = ("residual_digest", "renderings_digest")  # missing from snapshots of earlier versions
-
-
-class _TornSnapshot(StoreError):
-    """A truncated snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
-    """What is committed, and the paths of the loose records and snapshots that hold it and of those that are torn."""
+class UnusedObjects:
+    """Objects of the index that no reader uses, by path.
 
+    Attributes:
+        torn: records that were cut off while they were written.
+        refused: records of lost runs, written after another process had raised the fence.
+        replaced: snapshots, versions and records that are not in force: a later snapshot has what they had, or their
+            writer was overtaken.
+    """
+
+    torn: tuple[str, ...]
+    refused: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class LooseRecords:
+    """Loose records: tables of those that count, and the paths of all."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is committed, and where: the version in force, its snapshots, and the loose records."""
+
+    version: IndexVersion
     committed: CommittedConcepts
-    records: list[str]
-    snapshots: list[str]
-    torn_records: list[str]
-    torn_snapshots: list[str]
+    snapshots: Sequence[str]
+    records: LooseRecords
 
 
 def read_committed(store: CatalogStore) -> CommittedConcepts:
@@ -64,29 +86,27 @@ def read_committed(store: CatalogStore) -> CommittedConcepts:
     Safe during commits and compactions: includes everything that was committed before the call.
 
     Raises:
-        StoreError: a record or snapshot cannot be read, is damaged, or was written by a newer version.
+        StoreError: a part of the index is missing, cannot be read, is damaged, or was written by a newer version.
     """
-    return _read_contents(store).committed
+    return read_contents(store).committed
 
 
-def torn_records(store: CatalogStore) -> list[str]:
-    """The paths of torn commit records, which were cut off while they were written and commit nothing.
+def unused_objects(store: CatalogStore) -> UnusedObjects:
+    """The objects of the index that no reader uses.
 
-    A writer may be writing one again: delete it only if it is old or its writer is known to be lost.
+    A writer may be writing one again, or may be about to put it in force: delete it only under the catalog's lease and
+    behind its fence.
 
     Raises:
         StoreError: as for `read_committed`.
     """
-    return _read_contents(store).torn_records
-
-
-def torn_snapshots(store: CatalogStore) -> list[str]:
-    """The paths of torn index snapshots, which a killed compaction has left.
-
-    Raises:
-        StoreError: as for `read_committed`.
-    """
-    return _read_contents(store).torn_snapshots
+    contents, unused = read_contents(store), list[str]()
+    if current := contents.version.number:
+        paths = store.list(layout.INDEX)
+        unused += [path for path in paths if path.endswith(".parquet") and path not in contents.snapshots]
+        unused += [path for path in paths if 0 < (layout.index_version_number(path) or 0) < current]
+        unused += set(contents.version.retired).intersection(store.list(layout.COMMITS))
+    return UnusedObjects(tuple(contents.records.torn), tuple(contents.records.refused), tuple(unused))
 
 
 def read_records(store: CatalogStore, run_id: str | None = None) -> list[ShardCommit]:
@@ -99,10 +119,16 @@ def read_records(store: CatalogStore, run_id: str | None = None) -> list[ShardCo
         paths = _record_paths(store)
         wanted = [path for path in paths if run_id is None or path.startswith(f"{layout.COMMITS}{run_id}_")]
         try:
-            return _parse_records(store, wanted)[0]
+            texts = store.read_many(wanted)
         except StoreError:
-            if _all_exist(store, wanted, ()):
-                raise
+            if not set(wanted) <= set(_record_paths(store)):
+                continue
+            raise
+        records = []
+        for path in wanted:
+            with suppress(TornRecord):
+                records.append(_parse_record(store, path, texts[path]))
+        return records
 
 
 def compact(store: CatalogStore, *, after: int = 0) -> int:
@@ -111,90 +137,155 @@ def compact(store: CatalogStore, *, after: int = 0) -> int:
     The caller holds the catalog's lease. Without it nothing is lost, but two runs may do the same work.
 
     Args:
-        after: do nothing up to this number of loose records. A catalog without a snapshot gets one regardless, so that
-            SQL can read `index/*.parquet`.
+        after: up to this number of loose records, only name them in a version of the index. A catalog without a
+            snapshot gets one regardless, so that SQL can read `index/*.parquet`.
 
     Raises:
+        Overtaken: another process has changed the index since; nothing was changed.
         StoreError: as for `read_committed`, or the snapshot could not be written, and nothing was deleted.
     """
-    if len(_record_paths(store)) <= after and _snapshot_paths(store):
+    contents = read_contents(store)
+    version, accepted = contents.version, contents.records.accepted
+    if len(accepted) <= after and version.number and version.snapshots:
+        if set(accepted) != set(version.records):
+            create_version(store, version, snapshots=version.snapshots, records=accepted)
         return 0
-    contents = _read_contents(store)
-    if len(contents.snapshots) != 1 or contents.records:
+    if accepted or len(contents.snapshots) > 1 or (contents.snapshots and not version.number):
         _replace_contents(store, contents, contents.committed.to_table())
-    return len(contents.records)
+    return len(accepted)
 
 
-def rewrite_index(store: CatalogStore, change: Callable[[pa.Table], pa.Table]) -> None:
+def rewrite_index(store: CatalogStore, change: Callable[[pa.Table], pa.Table], *, generation: int = 0) -> None:
     """Replace all snapshots and loose records with one snapshot of a changed table.
 
-    The caller holds the catalog's lease. Records written during the call are not changed.
+    The caller holds the catalog's lease and has raised the fence. Records written during the call are not changed.
 
     Args:
         change: maps the current table of schema `INDEX`, one row per concept, to the new one. Dictionary columns need
             new dictionaries, because the old ones may hold removed values. A table without rows is not written.
+        generation: of the caller's lease.
 
     Raises:
-        StoreError: as for `compact`.
+        Overtaken, StoreError: as for `compact`.
     """
-    contents = _read_contents(store)
+    contents = read_contents(store)
+    contents.version.require_fence(generation, store)
     _replace_contents(store, contents, change(contents.committed.to_table()))
 
 
-def _replace_contents(store: CatalogStore, contents: _Contents, table: pa.Table) -> None:
-    """Write `table` as a snapshot, verify it, then delete the objects that were read.
+def _replace_contents(store: CatalogStore, contents: Contents, table: pa.Table) -> None:
+    """Put a version with a snapshot of `table` in force, then delete the objects that were read.
 
     Torn objects are kept: if its writer writes one again, it counts.
     """
-    if table.num_rows:
-        path = layout.index_file(contents.committed.newest_run(), secrets.token_hex(4))
-        data = _snapshot_bytes(table)
-        store.write(path, data)
-        if store.read(path) != data:
-            raise StoreError(f"{store.url(path)} does not hold what was written to it", fix="delete it; submit again")
-    for path in (*contents.records, *contents.snapshots):
+    version, records = contents.version, contents.records.accepted
+    if not version.number:  # so that a snapshot whose version is lost is told from one that never had any
+        version = create_version(store, version, snapshots=contents.snapshots, records=records)
+    newest_run = contents.committed.newest_run()
+    snapshots = [write_snapshot(store, table, newest_run)] if table.num_rows else []
+    try:
+        create_version(store, version, snapshots=snapshots, records=(), retired=records)
+    except Overtaken:
+        in_force = newest_version(store).snapshots
+        for path in snapshots:
+            if path not in in_force:
+                store.delete(path)
+        raise
+    for path in (*records, *contents.snapshots):
         store.delete(path)
 
 
-def _read_contents(store: CatalogStore) -> _Contents:
+def read_contents(store: CatalogStore) -> Contents:
+    """As `read_committed`, with where it is.
+
+    Raises:
+        StoreError: as for `read_committed`.
+    """
     while True:
-        # In this order: a record missing from the first list is covered by a snapshot in the second.
-        records, snapshots = _record_paths(store), _snapshot_paths(store)
+        version = newest_version(store)
+        snapshots, records = _snapshot_paths(store), _record_paths(store)
         try:
-            contents = _merge(store, records, snapshots)
+            contents = _merge(store, version, snapshots, records)
         except StoreError:
-            if _all_exist(store, records, snapshots):
+            if _is_unchanged(store, version, snapshots, records):
                 raise
             continue
-        # Listing a folder while it changes may return neither the old snapshot nor the new one.
-        if _snapshot_paths(store) == snapshots:
+        # Listing a folder while it changes may return neither the old object nor the new one.
+        unchanged = newest_number(store.list(layout.INDEX)) == version.number
+        if unchanged and (version.number or _snapshot_paths(store) == snapshots):
             return contents
 
 
-def _merge(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> _Contents:
-    tables: list[pa.Table] = []
-    torn_records: list[str] = []
-    torn_snapshots: dict[str, StoreError] = {}
-    for path in snapshots:
+def _is_unchanged(store: CatalogStore, version: IndexVersion, snapshots: Sequence[str], records: Sequence[str]) -> bool:
+    """Whether no object that was listed has been replaced, so that an error in reading them has another cause."""
+    in_index = store.list(layout.INDEX)
+    same_version = newest_number(in_index) == version.number
+    return same_version and set(snapshots) <= set(in_index) and set(records) <= set(_record_paths(store))
+
+
+def _merge(store: CatalogStore, version: IndexVersion, snapshots: Sequence[str], records: Sequence[str]) -> Contents:
+    lost = sorted({*version.snapshots, *version.records}.difference(snapshots, records))
+    if lost:
+        raise _lost(store, lost, f"{layout.index_version(version.number)} names {'it' if len(lost) == 1 else 'them'}")
+    used = version.snapshots if version.number else snapshots
+    if not version.number and (orphans := [path for path in snapshots if digest_in_name(path)]):
+        raise _lost(store, [f"{layout.INDEX}*.json"], f"{orphans[0]} is there")
+    loose = _read_loose(store, version, [path for path in records if path not in version.retired])
+    committed = CommittedConcepts([*(read_snapshot(store, path) for path in used), *loose.tables])
+    if not (version.number or used or records):
+        _require_nothing_committed(store)
+    return Contents(version, committed, used, loose)
+
+
+def _read_loose(store: CatalogStore, version: IndexVersion, paths: Sequence[str]) -> LooseRecords:
+    """Read and parse loose records, and tell which of them count."""
+    found, named = LooseRecords(), set(version.records)
+    for start in range(0, len(paths), _RECORDS_PER_BATCH):
+        batch = paths[start : start + _RECORDS_PER_BATCH]
+        texts, counting = store.read_many(batch), []
+        for path in batch:
+            try:
+                record = _parse_record(store, path, texts[path])
+            except TornRecord:
+                if path in named:
+                    raise
+                found.torn.append(path)
+                continue
+            if record.index_version > version.number:
+                raise _lost(store, [layout.index_version(record.index_version)], f"{path} was written after it")
+            if version.counts(path, record.lease_generation):
+                counting.append(record)
+                found.accepted.append(path)
+            else:
+                found.refused.append(path)
+        found.tables.append(index_table(counting))
+    return found
+
+
+def _parse_record(store: CatalogStore, path: str, text: bytes) -> ShardCommit:
+    record = ShardCommit.from_json(text, path=store.url(path))
+    if record.paths.record != path:
+        raise damaged_record(store.url(path), f"it is the record of {record.paths.record}")
+    return record
+
+
+def _require_nothing_committed(store: CatalogStore) -> None:
+    """Raise StoreError if a run's summary counts committed concepts, although there is neither index nor record."""
+    for path in store.list(layout.RUNS):
+        if (run := RunPaths.parse(path)) is None or path != run.summary:
+            continue
         try:
-            tables.append(_read_snapshot(store, path))
-        except _TornSnapshot as error:
-            torn_snapshots[path] = error
-    for start in range(0, len(records), _RECORDS_PER_BATCH):
-        complete, torn = _parse_records(store, records[start : start + _RECORDS_PER_BATCH])
-        tables.append(index_table(complete))
-        torn_records += torn
-    committed = CommittedConcepts(tables)
-    for path, error in torn_snapshots.items():
-        if layout.newest_run_of(path) > committed.newest_run():
-            raise error
-    return _Contents(
-        committed,
-        [path for path in records if path not in torn_records],
-        [path for path in snapshots if path not in torn_snapshots],
-        torn_records,
-        list(torn_snapshots),
-    )
+            committed = json.loads(store.read(path)).get("committed")
+        except (StoreObjectMissing, ValueError, AttributeError, RecursionError):
+            continue
+        if isinstance(committed, int) and committed > 0:
+            raise _lost(store, [layout.INDEX], f"run {run.run_id} committed {plural(committed, 'concept')}")
+
+
+def _lost(store: CatalogStore, paths: Sequence[str], evidence: str) -> StoreError:
+    more = f" and {len(paths) - 1} more objects of the index" if len(paths) > 1 else ""
+    missing = "are missing" if more else "is missing"
+    return StoreError(f"{store.url(paths[0])}{more} {missing}: {evidence}", fix=REPAIR.format(catalog=store.uri))
 
 
 def _record_paths(store: CatalogStore) -> list[str]:
@@ -203,62 +294,3 @@ def _record_paths(store: CatalogStore) -> list[str]:
 
 def _snapshot_paths(store: CatalogStore) -> list[str]:
     return [path for path in store.list(layout.INDEX) if path.endswith(".parquet")]
-
-
-def _all_exist(store: CatalogStore, records: Sequence[str], snapshots: Sequence[str]) -> bool:
-    """Whether none of the objects has been deleted, so that an error in reading them has another cause."""
-    return set(records) <= set(_record_paths(store)) and set(snapshots) <= set(_snapshot_paths(store))
-
-
-def _parse_records(store: CatalogStore, paths: Sequence[str]) -> tuple[list[ShardCommit], list[str]]:
-    """Read and parse records; returns the complete ones and the paths of the torn ones."""
-    texts = store.read_many(paths)
-    complete, torn = [], []
-    for path in paths:
-        try:
-            complete.append(ShardCommit.from_json(texts[path], path=store.url(path)))
-        except TornRecord:
-            torn.append(path)
-    return complete, torn
-
-
-def _read_snapshot(store: CatalogStore, path: str) -> pa.Table:
-    data = store.read(path)
-    if not data.endswith(_MAGIC):
-        raise _TornSnapshot(f"commit index {store.url(path)} is damaged (truncated)", fix=_restore_fix(store, path))
-    try:
-        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
-            version = int((file.schema_arrow.metadata or {}).get(b"persres.schema_version", b"0"))
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{store.url(path)} has version {version}; this persres-batch reads up to {SCHEMA_VERSION}",
-                    fix="use the persres-batch that wrote this catalog, or a newer one",
-                )
-            columns = [name for name in INDEX.names if name in file.schema_arrow.names]
-            return _add_missing_digests(file.read(columns)).cast(INDEX)
-    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        raise StoreError(
-            f"commit index {store.url(path)} is damaged ({type(error).__name__}: {error})",
-            fix=_restore_fix(store, path),
-        ) from None
-
-
-def _add_missing_digests(table: pa.Table) -> pa.Table:
-    """The columns of `INDEX` in their order; missing digests are empty, which means unknown."""
-    for name in set(_DIGESTS).difference(table.column_names):
-        unknown = pa.array([""]).take(pa.array([0] * table.num_rows, pa.int8()))  # only if needed: it imports pandas
-        table = table.append_column(name, unknown)
-    return table.select(INDEX.names)
-
-
-def _restore_fix(store: CatalogStore, path: str) -> str:
-    return (
-        f"restore {store.url(path)} from a copy; without one, delete it: the next submit repeats the work that only "
-        "this file recorded"
-    )
-
-
-def _snapshot_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=_CONCEPTS_PER_ROW_GROUP, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()

@@ -1,7 +1,10 @@
 """Every path in a catalog, built and parsed here only. Pure functions.
 
-residuals/<run>_<shard>_<attempt>.parquet     commits/<run>_<shard>_<attempt>.json     index/<run>_<token>.parquet
-renderings/<run>_<shard>_<attempt>.parquet    runs/<run>/…                             lease/<generation>.json
+residuals/<run>_<shard>_<attempt>-<digest>.parquet     commits/<run>_<shard>_<attempt>.json
+renderings/<run>_<shard>_<attempt>-<digest>.parquet    index/<number>.json, <run>_<token>-<digest>.parquet
+runs/<run>/…                                           lease/<generation>.json
+
+<digest> is of the file's content (see `parquet_file`); names of earlier versions have none. No name is used twice.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ PROBES = "probe/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ATTEMPT = re.compile(
     r"(?:(?:residuals|renderings)/(?=.*\.parquet$)|commits/(?=.*\.json$))"
-    r"(?P<run>[^/_]+)_(?P<shard>[^/_]+)_(?P<attempt>[^/_]+)\.(?:parquet|json)"
+    r"(?P<run>[^/_]+)_(?P<shard>[^/_]+)_(?P<attempt>[^/_]+?)(?:-[0-9a-f]{32}(?=\.parquet$))?\.(?:parquet|json)"
 )
+_INDEX_VERSION = re.compile(r"index/(\d{8,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,13 @@ class AttemptPaths:
     shard_id: str
     attempt: str
 
-    @property
-    def residuals(self) -> str:
-        return f"{RESIDUALS}{self._name}.parquet"
+    def residuals(self, digest: str) -> str:
+        """Path of the residuals with this digest of their footer."""
+        return f"{RESIDUALS}{self._name}-{_name(digest)}.parquet"
 
-    @property
-    def renderings(self) -> str:
-        return f"{RENDERINGS}{self._name}.parquet"
+    def renderings(self, digest: str) -> str:
+        """Path of the renderings with this digest of their footer."""
+        return f"{RENDERINGS}{self._name}-{_name(digest)}.parquet"
 
     @property
     def record(self) -> str:
@@ -111,14 +115,25 @@ class AttemptPaths:
         return cls(match["run"], match["shard"], match["attempt"]) if match else None
 
 
-def index_file(run_id: str, token: str) -> str:
+def index_snapshot(run_id: str, token: str, digest: str) -> str:
     """Path of an index snapshot; `run_id` is the newest run it covers, `token` makes the name unique."""
-    return f"{INDEX}{_joined(run_id, token)}.parquet"
+    return f"{INDEX}{_joined(run_id, token)}-{_name(digest)}.parquet"
 
 
-def newest_run_of(index_file: str) -> str:
+def newest_run_of(snapshot: str) -> str:
     """The newest run that an index snapshot covers, from its path."""
-    return index_file.removeprefix(INDEX).split("_")[0]
+    return snapshot.removeprefix(INDEX).split("_")[0]
+
+
+def index_version(number: int) -> str:
+    """Path of a version of the index; the highest number is in force."""
+    return f"{INDEX}{number:08d}.json"
+
+
+def index_version_number(path: str) -> int | None:
+    """The number of the version of the index at `path`; None for any other object."""
+    match = _INDEX_VERSION.fullmatch(path)
+    return int(match[1]) if match else None
 
 
 def lease_file(generation: int) -> str:
@@ -131,8 +146,13 @@ def pack_size_file(digest: str) -> str:
     return f"pack_sizes/{_name(digest)}.json"
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` may be a part of an object's path, such as a run id."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise ValueError(f"not a valid name for an object in a catalog: {text!r}")
     return text
 

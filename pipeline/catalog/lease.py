@@ -12,7 +12,6 @@ finishes what is running, starts nothing new (`Lease.is_certain`), and checks wh
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import secrets
 import socket
@@ -26,9 +25,12 @@ from datetime import UTC, datetime
 from ...core.errors import CatalogHeld, StoreError
 from ...core.timing import LEASE_POLL_S, LEASE_SETTLE_S
 from . import layout
+from .index_version import newest_version
+from .sealed_json import seal, unseal
 from .store import CatalogStore
 
 RENEWALS_PER_TTL = 4
+LEASE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,10 @@ class LeaseState:
     renewed_at: float
     ttl_s: float
     released: bool = False
-    version: int = 1
+    version: int = LEASE_VERSION
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        return seal(asdict(self))
 
     def is_expired_by_clock(self) -> bool:
         """Whether this machine's clock is outside the time to live, before or after; the holder's may be wrong."""
@@ -54,8 +56,9 @@ class LeaseState:
     @classmethod
     def from_json(cls, data: bytes, *, path: str) -> LeaseState:
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as error:
+            content = unseal(data, sealed_since=2)
+            return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+        except (ValueError, LookupError) as error:
             raise StoreError(
                 f"the lease {path} is damaged ({error})", fix=f"if no run is using this catalog, delete {path}"
             ) from error
@@ -65,13 +68,14 @@ class Lease:
     """A held lease; created by `hold_lease`.
 
     Attributes:
+        generation: of the lease; a later one is higher.
         warning: a message for the user if the store does not reliably exclude a second run; else None.
     """
 
     def __init__(self, store: CatalogStore, generation: int, state: LeaseState, *, renewed: float) -> None:
         # A renewal that fails must neither delay the next ones nor the end of the run.
         self._store = store.with_retry(min(store.retry_s, state.ttl_s / RENEWALS_PER_TTL))
-        self._generation = generation
+        self.generation = generation
         self._state = state
         self._renewed = renewed
         self._lost_to: str | None = None
@@ -91,6 +95,17 @@ class Lease:
                 fix="wait for the other run to end, then submit again; what was committed is kept",
             )
 
+    def confirm(self) -> None:
+        """As `check`, but reads the store: a process that was suspended does not know yet that it has lost the lease.
+
+        Raises:
+            CatalogHeld: another run has taken over the lease, or it was deleted.
+            StoreError: the store cannot be read.
+        """
+        if self._lost_to is None:
+            self._compare(*_read_current(self._store))
+        self.check()
+
     def is_certain(self) -> bool:
         """Whether no other run can have taken over the lease. If False, the lease is lost, or could not be renewed for
         its whole time to live: start nothing new."""
@@ -106,14 +121,19 @@ class Lease:
 
     def _renew(self, *, released: bool = False) -> bool:
         started = time.monotonic()
-        generation, current = _read_current(self._store)
-        if current is None or generation != self._generation or current.token != self._state.token:
-            self._lost_to = f"run {current.run_id} of {current.owner}" if current else "a process that deleted it"
+        if not self._compare(*_read_current(self._store)):
             return False
         self._state = replace(self._state, renewed_at=time.time(), released=released)
-        self._store.write(layout.lease_file(self._generation), self._state.to_json())
+        self._store.write(layout.lease_file(self.generation), self._state.to_json())
         self._renewed = started
         return True
+
+    def _compare(self, generation: int, current: LeaseState | None) -> bool:
+        """Whether the lease in force is this one; if not, record who has taken it over."""
+        if current is not None and generation == self.generation and current.token == self._state.token:
+            return True
+        self._lost_to = f"run {current.run_id} of {current.owner}" if current else "a process that deleted it"
+        return False
 
     def _start(self) -> None:
         self._thread.start()
@@ -181,6 +201,8 @@ def _acquire(
     observer = _RenewalObserver()
     while True:
         generation, current = _read_current(store)
+        if current is None:
+            generation = _fence(store)
         if current is None or observer.is_free(generation, current):
             lease, current = _claim(store, generation, run_id, owner, ttl_s)
             if lease is not None:
@@ -256,6 +278,14 @@ def _read_current(store: CatalogStore) -> tuple[int, LeaseState | None]:
             if store.exists(path):
                 raise
             # The holder of a later generation has just deleted it: list again.
+
+
+def _fence(store: CatalogStore) -> int:
+    """The generation below which commits are refused, if the lease's own objects are gone; 0 if it is not known."""
+    try:
+        return newest_version(store).fence
+    except StoreError:
+        return 0
 
 
 def _catalog_held(store: CatalogStore, state: LeaseState) -> CatalogHeld:

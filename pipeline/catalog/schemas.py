@@ -21,7 +21,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ResidualRow:
-    """A trained residual: `residual` is a safetensors blob, `ranks` has the rank of each target layer."""
+    """A trained residual: `residual` is a safetensors blob, `ranks` has the rank of each target layer.
+
+    `reference_thumbnails` are WebP; None if an earlier version, which kept none, has committed the row.
+    """
 
     concept_id: str
     macro_class: str
@@ -37,6 +40,7 @@ class ResidualRow:
     seconds: float
     metadata: Mapping[str, str] = field(default_factory=dict)
     remedy: str | None = None
+    reference_thumbnails: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ def _schema(columns: list[pa.Field], features: Mapping[str, Any] | None = None) 
 
 _RANKS = pa.list_(pa.struct([("layer", pa.string()), ("rank", pa.int32())]))
 _PAIRS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+_IMAGES = pa.list_(pa.binary())
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCORES = pa.list_(
     pa.struct(
@@ -116,6 +121,7 @@ RESIDUALS = _schema([
     _column("seconds", pa.float64(), "wall-clock seconds of training, the concept's share of its pack's"),
     _column("metadata", _PAIRS, "the manifest row's metadata"),
     _column("remedy", pa.string(), "what was changed for a second training, and why; null: the first one was sound"),
+    _column("reference_thumbnails", _IMAGES, "the first reference images, small, as WebP; null: not kept"),
 ])  # fmt: skip
 
 RENDERINGS = _schema(
@@ -157,6 +163,7 @@ INDEX = _schema([
     _column("shard_id", _REPEATED, "at which shard"),
     _column("residual_digest", pa.string(), "first 32 hex digits of the residual's sha256; empty: not known"),
     _column("renderings_digest", pa.string(), "the same of all images' sha256s in the order of rows; empty: not known"),
+    _column("request_digest", pa.string(), "of what was asked for, with the references' addresses; empty: not known"),
 ])  # fmt: skip
 
 
@@ -172,6 +179,8 @@ def residual_rows(table: pa.Table) -> list[ResidualRow]:
         record["ranks"] = {entry["layer"]: entry["rank"] for entry in record["ranks"]}
         record["metadata"] = {entry["key"]: entry["value"] for entry in record["metadata"]}
         record["losses"] = tuple(record["losses"])
+        if (thumbnails := record.get("reference_thumbnails")) is not None:
+            record["reference_thumbnails"] = tuple(thumbnails)
         rows.append(ResidualRow(**record))
     return rows
 

@@ -19,6 +19,8 @@ class CatalogStore(ObjectStore):
         InvalidInput: `uri` holds credentials, or no file system is installed for its scheme.
     """
 
+    _follows_links = False
+
     def __init__(self, uri: str, *, retry_s: float = STORE_RETRY_S) -> None:
         super().__init__(uri, what="catalog", retry_s=retry_s)
 
@@ -30,5 +32,6 @@ class CatalogStore(ObjectStore):
         """
         documents = {paths.run_id for path in self.list(layout.RUNS) if (paths := RunPaths.parse(path))}
         commits = {paths.run_id for path in self.list(layout.COMMITS) if (paths := AttemptPaths.parse(path))}
-        compacted = {layout.newest_run_of(path) for path in self.list(layout.INDEX)}
+        snapshots = [path for path in self.list(layout.INDEX) if path.endswith(".parquet")]
+        compacted = {run_id for run_id in map(layout.newest_run_of, snapshots) if layout.is_name(run_id)}
         return sorted(documents | commits | compacted)

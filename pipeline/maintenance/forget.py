@@ -1,6 +1,7 @@
 """Remove every trace of a concept from a catalog: faces are concepts, and people withdraw their consent.
 
-The catalog is readable at every moment. The rows of other concepts are rewritten under new names; then one index
+The catalog is readable at every moment. First the fence is raised, so that a lost run's worker brings nothing back. The
+rows of other concepts are rewritten under new names; then one index
 snapshot refers to them; then the records and snapshots before it are removed; and only then the files with rows of the
 forgotten concepts. A crash in between leaves objects twice and the concept forgotten in part: forgetting it again
 completes it. A record that still refers to an old file ties with the snapshot that refers to the new one; both hold the
@@ -13,7 +14,6 @@ left nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +23,13 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...core.errors import StoreError
+from ...core.errors import CatalogHeld, StoreError
 from ..catalog import layout
 from ..catalog.data_file import data_file_bytes, drop_concepts, read_data_file, referenced_files
-from ..catalog.index import rewrite_index, torn_records, torn_snapshots
+from ..catalog.fence import raise_fence
+from ..catalog.index import read_committed, rewrite_index, unused_objects
 from ..catalog.layout import AttemptPaths
+from ..catalog.parquet_file import footer_digest
 from ..catalog.schemas import INDEX
 from ..catalog.store import CatalogStore
 from ..shard.commit import RENDERINGS_PER_ROW_GROUP, RESIDUALS_PER_ROW_GROUP
@@ -39,7 +41,8 @@ CheckLease = Callable[[], None]
 _WRITERS = 4  # each holds a file's rows twice
 _MAX_PASSES = 10
 _LOCATION_COLUMNS = ("residual_file", "residual_row", "rendering_file", "rendering_rows")
-_CONTENT_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+REWRITTEN = re.compile(r"-f\d+$")
+"""The end of an attempt's name in the name of a file that `forget` has rewritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def forget(
     store: CatalogStore,
     concept_ids: Collection[str],
     *,
+    generation: int = 0,
     on_progress: OnProgress = lambda done, total: None,
     check: CheckLease = lambda: None,
 ) -> Forgotten:
@@ -81,18 +85,24 @@ def forget(
 
     Args:
         concept_ids: committed or not: any that has a row or a record, or is named in a run's documents.
+        generation: of the caller's lease.
         on_progress: called with (data files searched, all of them).
-        check: called before every change; raises if the lease is lost.
+        check: called before and after every change of a document and before every other one; raises if the lease is
+            lost, as `Lease.confirm`.
 
     Raises:
+        CatalogHeld: another process has taken over the catalog.
         InvalidInput: there is no trace of one of the concepts. Nothing was removed.
         StoreError: the catalog cannot be read or written, or a damaged file also holds other concepts.
     """
     traces = find_traces(store, concept_ids, on_progress=on_progress)
     require_known(store, traces)
+    check()
+    raise_fence(store, generation)
+    traces = find_traces(store, concept_ids, searched=traces.searched, results_only=True)
     wanted, changes = traces.concept_ids, _Changes()
     for _ in range(_MAX_PASSES):  # again, since an attempt of a lost run may have committed meanwhile
-        _remove_results(store, traces, changes, check)
+        _remove_results(store, traces, changes, generation, check)
         traces = find_traces(store, wanted, searched=traces.searched, results_only=True)
         if not traces.in_results:
             break
@@ -106,31 +116,44 @@ def forget(
     return Forgotten(tuple(sorted(wanted)), len(changes.rewritten), len(changes.removed), documents)
 
 
-def _remove_results(store: CatalogStore, traces: Traces, changes: _Changes, check: CheckLease) -> None:
+def _remove_results(store: CatalogStore, traces: Traces, changes: _Changes, generation: int, check: CheckLease) -> None:
     """Rewrite data files and index without the concepts; then remove the old ones, records first."""
     check()
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        paths = sorted(traces.shared)
-        files = pool.map(partial(_rewrite, store, wanted=traces.concept_ids, check=check), paths)
-        rewritten = dict(zip(paths, files, strict=True))
-    still_needed: set[str] = set()
+    paths, written, still_needed = sorted(traces.shared), list[str](), set[str]()
+    rewrite = partial(_rewrite, store, wanted=traces.concept_ids, generation=generation, written=written, check=check)
 
     def change(table: pa.Table) -> pa.Table:
         changed = _update_index(table, traces.concept_ids, rewritten)
         still_needed.update(referenced_files(changed))
         return changed
 
-    if traces.recorded or rewritten:
-        check()
-        rewrite_index(store, change)
+    try:
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            rewritten = dict(zip(paths, pool.map(rewrite, paths), strict=True))
+        if traces.recorded or rewritten:
+            check()
+            rewrite_index(store, change, generation=generation)
+    except CatalogHeld:
+        # Whoever has taken over the catalog may be forgetting others, whose rows these files have.
+        for path in set(written) - referenced_files(read_committed(store).to_table()):
+            store.delete(path)
+        raise
     for path in sorted((traces.shared | traces.own | traces.unreadable) - still_needed):
         check()
         store.delete(path)
         (changes.rewritten if path in rewritten else changes.removed).add(path)
 
 
-def _rewrite(store: CatalogStore, path: str, *, wanted: frozenset[str], check: CheckLease) -> _RewrittenFile:
-    """Write a file's other rows under a name derived from their content, so that a second try writes the same."""
+def _rewrite(
+    store: CatalogStore,
+    path: str,
+    *,
+    wanted: frozenset[str],
+    generation: int,
+    written: list[str],
+    check: CheckLease,
+) -> _RewrittenFile:
+    """Write a file's other rows under a new name, which is added to `written`."""
     kept, numbers = drop_concepts(read_data_file(store, path, lambda parquet: parquet.read()), wanted)
     old, is_residuals = AttemptPaths.parse(path), path.startswith(layout.RESIDUALS)
     if old is None:
@@ -139,10 +162,11 @@ def _rewrite(store: CatalogStore, path: str, *, wanted: frozenset[str], check: C
             fix="take it out of the catalog, or take their rows out of it; then forget again",
         )
     data = data_file_bytes(kept, RESIDUALS_PER_ROW_GROUP if is_residuals else RENDERINGS_PER_ROW_GROUP)
-    attempt = f"{_CONTENT_SUFFIX.sub('', old.attempt)}-{hashlib.sha256(data).hexdigest()[:8]}"
-    paths = replace(old, attempt=attempt)
-    new = paths.residuals if is_residuals else paths.renderings
+    # With the generation, so that no process that is behind can take the new file for an old one that it is to delete.
+    paths = replace(old, attempt=f"{REWRITTEN.sub('', old.attempt)}-f{generation}")
+    new = (paths.residuals if is_residuals else paths.renderings)(footer_digest(data))
     check()
+    written.append(new)
     store.write(new, data)
     if store.read(new) != data:
         raise StoreError(f"{store.url(new)} does not hold what was written to it", fix="delete it; forget again")
@@ -179,10 +203,11 @@ def _update_index(table: pa.Table, concept_ids: Collection[str], rewritten: Mapp
 
 
 def _remove_incomplete_objects(store: CatalogStore, check: CheckLease) -> None:
-    """Remove temporary files of killed writers, torn records and torn snapshots: any of them may hold any concept."""
+    """Remove temporary files of killed writers, and records and snapshots without effect: any may hold any concept."""
     hidden = (path for path in store.stat_all(hidden=True) if path.rsplit("/", 1)[-1].startswith("."))
     temporary = [path for path in hidden if path.endswith(".tmp") and not path.startswith(layout.LEASES)]
-    for path in (*temporary, *torn_records(store), *torn_snapshots(store)):
+    unused = unused_objects(store)
+    for path in (*temporary, *unused.torn, *unused.refused, *unused.replaced):
         check()
         store.delete(path)
 
@@ -191,11 +216,24 @@ def _redact_documents(store: CatalogStore, wanted: frozenset[str], check: CheckL
     """Remove the concepts from the documents of runs; returns the number of changed documents."""
     changed = 0
     for path, _ in find_documents(store, wanted):
-        check()
         document = redact_document(path, store.read(path), wanted)
+        check()
         if document is None:
             store.delete(path)
         else:
-            store.write(path, document)
+            _replace_document(store, path, document, check)
         changed += 1
     return changed
+
+
+def _replace_document(store: CatalogStore, path: str, document: bytes, check: CheckLease) -> None:
+    """Overwrite a document, unless the lease is lost, even if this process was suspended before the write.
+
+    Whoever holds the lease then may have redacted the document too, and this write has undone that: it is removed.
+    """
+    store.write(path, document)
+    try:
+        check()
+    except CatalogHeld:
+        store.delete(path)
+        raise

@@ -18,12 +18,13 @@ from ...core.errors import InvalidInput
 from ..catalog import layout
 from ..catalog.committed import CommittedConcepts
 from ..catalog.data_file import referenced_files
-from ..catalog.index import read_committed, torn_records, torn_snapshots
+from ..catalog.fence import raise_fence
+from ..catalog.index import read_committed, unused_objects
 from ..catalog.layout import AttemptPaths
 from ..catalog.store import CatalogStore
 from ..storage.stored_object import StoredObject
 
-Why = Literal["not committed", "torn record", "torn snapshot", "temporary file", "probe"]
+Why = Literal["not committed", "torn record", "refused record", "unused index", "temporary file", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,9 @@ class GarbageObject:
     """An object that can be removed: its path, size in bytes, time of writing (seconds since 1970), and why.
 
     "not committed": a data file that nothing committed refers to, left by a lost attempt or replaced by a later one;
-    "torn …": cut off while it was written, and so never read; "temporary file": of a killed writer; "probe": of a run
-    that was killed while it tested the store's conditional writes.
+    "torn record": cut off while it was written, and so never read; "refused record": written by a lost run after
+    another process had raised the fence; "unused index": a snapshot or version that is not in force; "temporary file":
+    of a killed writer; "probe": of a run that was killed while it tested the store's conditional writes.
     """
 
     path: str
@@ -78,16 +80,21 @@ def remove_garbage(
     store: CatalogStore,
     garbage: Garbage,
     *,
+    generation: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
-) -> None:
-    """Remove what `collect_garbage` found. The caller has held the catalog's lease since before that.
+) -> Garbage:
+    """Remove what `collect_garbage` found and is still garbage behind the fence. Returns what was removed.
+
+    The caller has held the catalog's lease since before that.
 
     Args:
+        generation: of the caller's lease.
         on_progress: called with (removed, all).
         check: called before each removal; raises if the lease is lost.
 
     Raises:
+        CatalogHeld: another process has taken over the catalog.
         InvalidInput: nothing is committed, so every data file would be garbage: more likely the index was lost.
         StoreError: an object could not be removed; those before it were.
     """
@@ -95,12 +102,20 @@ def remove_garbage(
     if unreferenced and not read_committed(store):
         raise InvalidInput(
             f"nothing is committed in {store.uri}, so all of its {len(unreferenced)} data files would be removed",
-            fix=f"if this is intended, delete {store.uri} as a whole; if not, restore {store.url(layout.INDEX)}",
+            fix=f"if this is intended, delete {store.uri} as a whole; if not, restore {store.url(layout.INDEX)}, or "
+            f"rebuild it from the data files: `persres-batch repair {store.uri}`",
         )
-    for done, one in enumerate(garbage.objects, start=1):
+    if not garbage.objects:
+        return garbage
+    check()
+    raise_fence(store, generation)
+    still = dict(_candidates(store, store.stat_all(hidden=True), read_committed(store)))
+    removed = tuple(one for one in garbage.objects if one.path in still)
+    for done, one in enumerate(removed, start=1):
         check()
         store.delete(one.path)
-        on_progress(done, len(garbage.objects))
+        on_progress(done, len(removed))
+    return Garbage(removed, garbage.too_young)
 
 
 def _candidates(
@@ -117,7 +132,13 @@ def _candidates(
             yield path, "probe"
         elif path.startswith((layout.RESIDUALS, layout.RENDERINGS)) and path not in in_use and AttemptPaths.parse(path):
             yield path, "not committed"
-    for path in objects.keys() & set(torn_records(store)):
-        yield path, "torn record"
-    for path in objects.keys() & set(torn_snapshots(store)):
-        yield path, "torn snapshot"
+    unused = unused_objects(store)
+    kinds: dict[Why, tuple[str, ...]] = {
+        "torn record": unused.torn,
+        "refused record": unused.refused,
+        "unused index": unused.replaced,
+    }
+    for why, paths in kinds.items():
+        for path in paths:
+            if path in objects:
+                yield path, why

@@ -16,6 +16,7 @@ from typing import Any
 from ..catalog import layout
 from ..catalog.layout import RunPaths
 from ..catalog.store import CatalogStore
+from ..storage.json_document import DamagedDocument, parse_json
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EMBEDDED_IMAGE = re.compile(r"data:image/[\w+]+;base64,[A-Za-z0-9+/=]*")
@@ -79,8 +80,8 @@ def _redact_log(data: bytes, wanted: frozenset[str]) -> bytes:
 def _log_events(data: bytes) -> Iterator[dict[str, Any]]:
     """The JSON objects of a log; skips other lines, as every reader does."""
     for line in data.decode("utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            parsed = json.loads(line)
+        with suppress(DamagedDocument):
+            parsed = parse_json(line, name="", fix="")
             if isinstance(parsed, dict):
                 yield parsed
 
@@ -98,8 +99,8 @@ def _concepts_listed(event: dict[str, Any], wanted: frozenset[str]) -> frozenset
 
 def _parse_json(path: str, data: bytes) -> Any:
     try:
-        return json.loads(data) if path.endswith(".json") else None
-    except ValueError:
+        return parse_json(data, name=path, fix="") if path.endswith(".json") else None
+    except DamagedDocument:
         return None
 
 

@@ -7,9 +7,9 @@ catalog still refers to the same rows.
 
 from __future__ import annotations
 
-import io
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +18,9 @@ from functools import partial
 
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
 from ...core.errors import PersresError, StoreError, StoreRefused, StoreUnavailable
+from ...core.images.decoding import RENDERING_FORMATS, open_image
 from ...core.plural import plural
 from ...core.residual import Residual
 from ..catalog import layout
@@ -95,7 +95,7 @@ def verify(store: CatalogStore, *, on_progress: Callable[[int, int], None] = lam
     except (StoreRefused, StoreUnavailable):
         raise  # the store's fault, not the catalog's
     except StoreError as error:
-        finding = Finding("", layout.COMMITS, error.message, error.fix or "")
+        finding = Finding("", layout.INDEX, error.message, error.fix or "")
         return Verification(0, 0, 0, 0, (finding,), Garbage((), 0))
     checks = _check_files(store, committed, committed.keys(), on_progress)
     findings = _recheck(store, committed, checks.findings)
@@ -213,7 +213,7 @@ def _location(committed: CommittedConcepts, finding: Finding) -> CommittedConcep
 
 
 def _fix(store: CatalogStore, concept_ids: Iterable[str]) -> str:
-    return f"persres-batch forget {store.uri} {' '.join(concept_ids)}; then submit, which repeats the work"
+    return f"{shlex.join(['persres-batch', 'forget', store.uri, *concept_ids])}; then submit, which repeats the work"
 
 
 def residual_faults(committed: CommittedConcept, row: ResidualRow) -> Iterator[str]:
@@ -290,7 +290,7 @@ def _first_difference(found: Mapping[str, int], recorded: Mapping[str, int]) -> 
 
 def _image_faults(row: RenderingRow) -> Iterator[str]:
     try:
-        with Image.open(io.BytesIO(row.image)) as image:
+        with open_image(row.image, formats=RENDERING_FORMATS) as image:
             image.load()
             if image.size != (row.width, row.height):
                 yield f"the image is {image.size[0]}x{image.size[1]}, its row says {row.width}x{row.height}"

@@ -9,12 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 from ...core.concept import CONCEPT_ID_PATTERN, PLACEHOLDER, check_template
 from ...core.errors import Problem
-from ..storage.uri import without_credentials
-from .text import MAX_CLASS_CHARACTERS, MAX_PROMPT_CHARACTERS, check_surrogates, check_text
+from ..storage.uri import normalized, without_credentials
+from .text import (
+    MAX_CLASS_CHARACTERS,
+    MAX_METADATA_CHARACTERS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_URI_CHARACTERS,
+    check_surrogates,
+    check_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ _NOT_NORMALIZED = re.compile(r"//|/$|(?:^|/)\.{1,2}(?:/|$)|\\")
 """Matches a path that is not normalized, or may not be on every operating system."""
 
 _SOURCE_CACHE_SIZE = 65_536
+_LOOKED_AT = 200  # characters or items of a value that a message shows
 
 
 def printable(text: str) -> str:
@@ -84,19 +93,22 @@ def parent_folder(uri: str) -> str:
 
 
 def resolve_uri(uri: str, folder: str) -> str:
-    """`uri` itself if it is absolute, otherwise joined to `folder` and normalized."""
-    if "://" in uri or os.path.isabs(uri):
-        return uri
+    """`uri` as file systems take it if it is absolute, otherwise joined to `folder` and normalized."""
+    if ":" in uri or uri[:1] in ("/", "~"):
+        uri = normalized(uri)
+        if "://" in uri or os.path.isabs(uri):
+            return uri
     scheme, separator, root = folder.partition("://") if "://" in folder else ("", "", folder)
     joined = f"{root}/{uri}"
     if root and not _NOT_NORMALIZED.search(joined):
         return f"{scheme}{separator}{joined}"  # the same as below, in a tenth of the time
-    join, normalized = (posixpath.join, posixpath.normpath) if separator else (os.path.join, os.path.normpath)
-    return f"{scheme}{separator}{normalized(join(root, uri))}"
+    join, normpath = (posixpath.join, posixpath.normpath) if separator else (os.path.join, os.path.normpath)
+    return f"{scheme}{separator}{normpath(join(root, uri))}"
 
 
 def escapes_bucket(uri: str, folder: str) -> bool:
     """Whether a relative path leads out of the bucket (or host) of `folder`."""
+    uri = normalized(uri)
     _, separator, root = folder.partition("://")
     if not separator or "://" in uri or os.path.isabs(uri):
         return False
@@ -119,10 +131,22 @@ class _ProblemCollector:
 
 
 def shorten(value: Any) -> str:
-    """`value` on one line of at most 80 characters."""
+    """`value` on one line of at most 80 characters; only the beginning of a large one is looked at."""
+    value = _beginning(value)
     text = value if isinstance(value, str) else repr(value)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _beginning(value: Any) -> Any:
+    match value:
+        case str() | bytes():
+            return value[:_LOOKED_AT]
+        case list():
+            return [_beginning(item) for item in value[:_LOOKED_AT]]
+        case dict():
+            return {key: _beginning(item) for key, item in islice(value.items(), _LOOKED_AT)}
+    return value
 
 
 def parse_row(
@@ -174,7 +198,7 @@ def _parse_id(value: Any, problems: _ProblemCollector) -> str:
         return ""
     if not CONCEPT_ID_PATTERN.fullmatch(value):
         reason = "an id starts with a letter or digit and has at most 128 letters, digits, '.', '_' and '-'"
-        cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:128]
+        cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", value[:_LOOKED_AT]).strip("-._")[:128]
         problems.add(
             "concept_id", value, reason, f"for example {cleaned!r}" if cleaned else "choose another", "manifest"
         )
@@ -207,7 +231,7 @@ def _parse_sources(
     if not value:
         problems.add(column, value, f"{column} is an empty list", "give at least one image")
     if all(
-        type(item) is str and item and ".." not in item and item.isprintable() for item in value
+        type(item) is str and item and len(item) < 1000 and ".." not in item and item.isprintable() for item in value
     ):  # as in almost all of a million rows
         return tuple([_resolved_source(item, folder) for item in value])
     sources = tuple(_parse_source(item, index, column, folder, problems) for index, item in enumerate(value))
@@ -228,7 +252,7 @@ def _parse_source(
         problems.add(column, item, f"{where} is empty", "give its path or URI, or leave it out")
     elif not isinstance(uri, str):
         problems.add(column, item, f"{where} is not a path or URI", "give a string")
-    elif invalid := check_text(uri):
+    elif invalid := check_text(uri, max_characters=MAX_URI_CHARACTERS):
         problems.add(column, item, f"{where} {invalid[0]}", invalid[1])
     elif escapes_bucket(uri, folder):
         problems.add(
@@ -305,6 +329,9 @@ def _parse_metadata(value: Any, problems: _ProblemCollector) -> dict[str, str]:
             )
         elif invalid:
             problems.add("metadata", item, f"metadata[{key!r}] {invalid[0]}", invalid[1])
+        elif len(str(key)) + len(str(item)) > MAX_METADATA_CHARACTERS:
+            reason = f"metadata[{shorten(str(key))!r}] is longer than {MAX_METADATA_CHARACTERS} characters"
+            problems.add("metadata", item, reason, "keep long texts elsewhere, and give their address")
         elif item is not None:
             kept[str(key)] = item if isinstance(item, str) else str(item)
     return kept

@@ -6,29 +6,27 @@ Parquet is read batch by batch, JSON lines line by line. `ManifestScan` yields r
 
 from __future__ import annotations
 
-import io
-import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core.concept import CONCEPT_ID_PATTERN
 from ...core.errors import ConceptFailure, Problem
-from ..storage.uri import without_credentials
+from ..storage.uri import file_system, normalized, without_credentials
 from .columns import COLUMNS, REQUIRED_COLUMNS, column_problems, missing_columns, unused_columns
+from .json_lines import BadLine, json_lines
+from .parquet_rows import InvalidText, footer_problems, parquet_rows, parquet_texts, too_many_rows
 from .row import ManifestRow, parent_folder, parse_row, shorten
-from .text import check_surrogates
+from .settings import ManifestSettings
 
 _PARQUET = (".parquet", ".pq")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 MANIFEST_SUFFIXES = (*_PARQUET, *_JSON_LINES)
-_BATCH_ROWS = 256
+_MAX_ID_BYTES = 128
+_MAX_PROBLEMS = 10_000  # of the manifest as a whole; one is enough to refuse it
 _EMBEDDED_BYTES_WARNING = 1 << 30
 
 
@@ -75,55 +73,68 @@ def concept_failures(problems: Iterable[Problem]) -> tuple[ConceptFailure, ...]:
     )
 
 
-def read_manifest(uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> ParsedManifest:
+def read_manifest(
+    uri: str | os.PathLike[str], *, default_prompts: Sequence[str], settings: ManifestSettings | None = None
+) -> ParsedManifest:
     """Read the manifest at a path or fsspec URI.
 
     Args:
         uri: a `.parquet` file, or a `.jsonl` file with one object per line.
         default_prompts: the prompts of rows whose `prompts` is null.
+        settings: how large it may be; by default the default limits.
 
     Returns:
         All rows and all problems. No content of the file raises; a file that cannot be read is a problem.
     """
-    scan = ManifestScan(uri, default_prompts=default_prompts)
+    scan = ManifestScan(uri, default_prompts=default_prompts, settings=settings)
     parsed = ParsedManifest(problems=scan.problems, warnings=scan.warnings)
     for row, is_valid in scan:
         (parsed.rows if is_valid else parsed.invalid_rows).append(row)
     return parsed
 
 
-def row_count_if_valid(uri: str) -> int | None:
+def row_count_if_valid(uri: str, settings: ManifestSettings | None = None) -> int | None:
     """The number of rows of a Parquet manifest whose columns and ids are valid; otherwise None.
 
     Reads the column of ids alone: a cheap check before references are fetched. None asks for a full scan, which finds
     the problems or reads the formats that this check does not.
     """
-    if not uri.endswith(_PARQUET):
+    settings = settings or ManifestSettings()
+    if _suffix(uri) not in _PARQUET:
         return None
+    ids: set[str] = set()
+    count = 0
     try:
-        with fsspec.open(uri, "rb") as file:
+        with _open(uri) as file:
             parquet = pq.ParquetFile(file)
-            if any(column_problems(parquet.schema_arrow)) or any(missing_columns(parquet.schema_arrow.names)):
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+            if any(column_problems(schema)) or any(missing_columns(schema.names)):
                 return None
-            ids = parquet.read(["concept_id"]).column(0).to_pylist()
+            if any(footer_problems(metadata, _usable(schema.names), settings)):
+                return None
+            for texts in parquet_texts(file, metadata, "concept_id", _MAX_ID_BYTES):
+                if texts is None or not all(one is not None and CONCEPT_ID_PATTERN.fullmatch(one) for one in texts):
+                    return None
+                count += len(texts)
+                ids.update(filter(None, texts))
+                if len(ids) < count:
+                    return None
     except Exception:  # of any kind: a full scan reports it
         return None
-    valid = all(one is not None and CONCEPT_ID_PATTERN.fullmatch(one) for one in ids) and len(set(ids)) == len(ids)
-    return len(ids) if valid and ids else None
+    return count or None
 
 
-class _DuplicateKey(ValueError):
-    """A JSON object has a key twice; Python would silently take the last."""
+def _open(uri: str) -> BinaryIO:
+    fs, path = file_system(uri)
+    return cast(BinaryIO, fs.open(path, "rb"))
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise _DuplicateKey(next(repr(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1))
-    return values
+def _suffix(uri: str) -> str:
+    return os.path.splitext(uri.split("?")[0] if "://" in uri else uri)[1].lower()
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)
+def _usable(names: Collection[str]) -> list[str]:
+    return [name for name in COLUMNS if name in names]
 
 
 def _read_error(error: Exception, uri: str) -> tuple[str, str]:
@@ -154,18 +165,26 @@ class ManifestScan:
     and `warnings` are complete, and problems are sorted by row.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], *, default_prompts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        default_prompts: Sequence[str],
+        settings: ManifestSettings | None = None,
+    ) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.row_count = 0
         self._embedded_bytes = 0
         self._uri = os.fspath(uri)
-        self._folder = parent_folder(self._uri)
+        self._settings = settings or ManifestSettings()
+        self._folder = parent_folder(normalized(self._uri))
         self._default_prompts = tuple(default_prompts)
         self._row_by_id: dict[str, int] = {}
         self._invalid_columns: frozenset[str] = frozenset()
         self._has_unreadable_rows = False
         self._has_masks = False
+        self._manifest_problem_count = 0
 
     @property
     def manifest_problems(self) -> list[Problem]:
@@ -173,49 +192,61 @@ class ManifestScan:
         return [problem for problem in self.problems if problem.level == "manifest"]
 
     def __iter__(self) -> Iterator[tuple[ManifestRow, bool]]:
-        uri = self._uri
-        suffix = os.path.splitext(uri.split("?")[0] if "://" in uri else uri)[1].lower()
+        uri = normalized(self._uri)
         formats = dict.fromkeys(_PARQUET, self._scan_parquet) | dict.fromkeys(_JSON_LINES, self._scan_json_lines)
-        if suffix not in formats:
+        if (suffix := _suffix(uri)) not in formats:
             what = f"the file type {suffix!r} is not supported"
             self._report_unreadable(what, "write it as Parquet (.parquet) or JSON lines (.jsonl)")
             return
         try:
-            with fsspec.open(uri, "rb") as file:
-                yield from formats[suffix](cast(BinaryIO, file))
+            with _open(uri) as file:
+                for found in formats[suffix](file):
+                    yield found
+                    if self.row_count > self._settings.max_rows:
+                        self.problems.append(too_many_rows(self._settings.max_rows, self._settings))
+                        break
+                    if self._manifest_problem_count > _MAX_PROBLEMS:
+                        self._report_unreadable("more problems than are listed: the rest is not read", "correct these")
+                        break
+        except InvalidText as error:
+            self._has_unreadable_rows = True
+            what, fix, value = "the text is not UTF-8", "write the text as UTF-8", shorten(error.text)
+            self.problems.append(Problem(what, fix, "manifest", error.row, None, error.column, value))
         except Exception as error:  # Arrow, the store and the codecs each raise their own kinds
             self._report_unreadable(*_read_error(error, uri))
         self._finish()
 
     def _scan_parquet(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
+        names, metadata = parquet.schema_arrow.names, parquet.metadata
         self.warnings.extend(unused_columns(names))
         self._report_columns([*column_problems(parquet.schema_arrow), *missing_columns(names)])
-        usable = [name for name in COLUMNS if name in names and name not in self._invalid_columns]
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=usable):
-            try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                self._report_invalid_utf8(batch)
-                return
-            for values in rows:
-                yield self._parse(values)
+        usable = [name for name in _usable(names) if name not in self._invalid_columns]
+        if refused := list(footer_problems(metadata, usable, self._settings)):
+            self.problems.extend(refused)
+            self._has_unreadable_rows = True
+            return
+        for values, oversized in parquet_rows(file, metadata, usable, self._settings):
+            yield self._parse(values, oversized)
 
     def _scan_json_lines(self, file: BinaryIO) -> Iterator[tuple[ManifestRow, bool]]:
         names: dict[str, None] = {}
-        # Bytes that are not UTF-8 become lone surrogates, so that their line can be reported.
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
-        for number, line in enumerate(lines, start=1):
-            if check_surrogates(line):
-                self._report_line(f"line {number} is not UTF-8", line, "save the manifest as UTF-8")
-                return
-            if not line.strip():
+        limit = self._settings.max_list_items
+        for values in json_lines(file, self._settings):
+            if isinstance(values, BadLine):
+                self._report_unreadable(str(values), values.fix, value=shorten(values.text), row=self.row_count)
+                self.row_count += values.lines
                 continue
-            values = self._parse_line(line, number)
-            if values is not None:
-                names.update(dict.fromkeys(values))
-                yield self._parse(values)
+            names.update(dict.fromkeys(values))
+            oversized = {
+                name: (
+                    f"{name} has {len(value)} items, and the limit is {limit}",
+                    "shorten it, or raise manifest.max_list_items in the run spec",
+                )
+                for name, value in values.items()
+                if isinstance(value, list | dict) and len(value) > limit and name in COLUMNS
+            }
+            yield self._parse({name: value for name, value in values.items() if name not in oversized}, oversized)
         self.warnings.extend(unused_columns(names))
         if names:  # a column that no line has is one problem, not one per row
             self.problems[:] = [
@@ -238,15 +269,18 @@ class ManifestScan:
         order = {name: index for index, name in enumerate(COLUMNS)}
         self.problems.sort(key=lambda p: (-1 if p.row is None else p.row, order.get(p.column or "", -1)))
 
-    def _parse(self, values: dict[str, Any]) -> tuple[ManifestRow, bool]:
+    def _parse(self, values: dict[str, Any], oversized: Mapping[str, tuple[str, str]]) -> tuple[ManifestRow, bool]:
         row, self.row_count = self.row_count, self.row_count + 1
         parsed, problems = parse_row(
             values,
             row=row,
             folder=self._folder,
             default_prompts=self._default_prompts,
-            invalid_columns=self._invalid_columns,
+            invalid_columns=self._invalid_columns | oversized.keys() if oversized else self._invalid_columns,
         )
+        for column, (reason, fix) in oversized.items():
+            level = "manifest" if column == "concept_id" else "concept"
+            problems.append(Problem(reason, fix, level, row, parsed.concept_id or None, column, ""))
         first = self._row_by_id.setdefault(parsed.concept_id, row) if parsed.concept_id else row
         if first != row:
             reason, fix = f"the id is already used by row {first}", "give each concept one row and its own id"
@@ -256,34 +290,9 @@ class ManifestScan:
                 self._embedded_bytes += len(source.data)
         self._has_masks |= bool(parsed.masks) and not problems
         self.problems.extend(problems)
+        if problems:
+            self._manifest_problem_count += sum(problem.level == "manifest" for problem in problems)
         return parsed, not problems
-
-    def _parse_line(self, line: str, number: int) -> dict[str, Any] | None:
-        try:
-            values = _JSON.decode(line.strip())
-        except _DuplicateKey as error:
-            return self._report_line(f"line {number} gives {shorten(str(error))} twice", line, "keep one of them")
-        except (ValueError, RecursionError) as error:
-            return self._report_line(f"line {number} is not JSON: {shorten(str(error))}", line)
-        return values if isinstance(values, dict) else self._report_line(f"line {number} is not a JSON object", line)
-
-    def _report_line(self, reason: str, line: str, fix: str = "") -> None:
-        fix = fix or "write one JSON object per line, without commas or brackets around the lines"
-        self._report_unreadable(reason, fix, value=shorten(line.strip()), row=self.row_count)
-        self.row_count += 1
-
-    def _report_invalid_utf8(self, batch: pa.RecordBatch) -> None:
-        """Report the first text of a batch that is not UTF-8."""
-        for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            for index in range(len(values)):
-                try:
-                    values[index].as_py()
-                except UnicodeDecodeError as error:
-                    row, value = self.row_count + index, shorten(error.object[:80])
-                    self._has_unreadable_rows = True
-                    fix = "write the text as UTF-8"
-                    self.problems.append(Problem("the text is not UTF-8", fix, "manifest", row, None, name, value))
-                    return
 
     def _report_unreadable(self, reason: str, fix: str, *, value: str | None = None, row: int | None = None) -> None:
         value = without_credentials(self._uri) if value is None else value

@@ -9,6 +9,11 @@ MAX_PROMPT_CHARACTERS = 10_000
 
 MAX_CLASS_CHARACTERS = 200
 
+MAX_URI_CHARACTERS = 16_384
+"""More than any server or file system takes."""
+
+MAX_METADATA_CHARACTERS = 100_000
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _LINE_BREAK = re.compile(r"[\t\n\r]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

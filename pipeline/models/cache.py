@@ -27,17 +27,18 @@ from filelock import FileLock, Timeout
 
 from ...core.errors import InvalidInput, StoreRefused
 from ...core.timing import MODEL_FETCH_LOG_INTERVAL_S
+from ...core.weights.files import WEIGHTS
 from ..storage.local_files import replace_file
 from .folder import (
     CHECKSUMS,
     ENTRY_FILE,
     PICKLES,
-    WEIGHTS,
     ResolvedModel,
     Role,
     check_weights,
-    may_be_read,
+    is_of_model,
     model_files,
+    readable_files,
 )
 from .folder_digest import FOLDER_DIGEST, cache_folder, digest_of_files, file_digests
 from .remote_folder import OnBytes, RemoteFile, RemoteFolder, listing_key
@@ -110,9 +111,11 @@ class ModelCache:
             files = {
                 name: file
                 for name, file in remote.list(ENTRY_FILE[role]).items()
-                if may_be_read(name, role) or name == CHECKSUMS or name.endswith(PICKLES)
+                if is_of_model(name, role) or name == CHECKSUMS
             }
-            key = listing_key(files, files)
+            # Variants of the weights that are not read, and whether they have changed, are of no account.
+            read = {*readable_files(files, role), CHECKSUMS} & files.keys()
+            key = listing_key(files, read | {name for name in files if name.endswith(PICKLES)})
             found = self._find_by_listing(remote.uri, role, key, weights)
             if found is None:
                 with self._locked(remote.uri, role):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from ...core.errors import InvalidInput, StoreError, StoreRefused
+from ...core.weights.files import VARIANTS
 from ..storage.errors import NO_SPACE
 from .folder import (
     ENTRY_FILE,
     UNUSED_COMPONENTS,
-    VARIANTS,
     ResolvedModel,
     Role,
     check_weights,
     files_of_folder,
     model_files,
+    plain_entries,
+    variants_read,
 )
 
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
@@ -56,11 +59,43 @@ def hub_model(name: str, revision: str | None, *, role: Role, weights: bool = Tr
     with _hub_errors(name, revision, role):
         listed = None if weights else _listing(name, revision)
         path = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=_IGNORED))
+        read = _complete(path, name, role) if weights else []
     if weights:
-        check_weights(path, model_files(files_of_folder(path), path, name=name, role=role), f"{role} {name!r}")
+        check_weights(path, read, f"{role} {name!r}")
     elif listed is not None:
         model_files(listed, path, name=name, role=role)
     return ResolvedModel(str(path), path.name, has_weights=weights)  # a snapshot's folder is named by its commit
+
+
+def _complete(path: Path, name: str, role: Role) -> list[str]:
+    """The files of a model in a snapshot, of which those with other names than usual are fetched now.
+
+    A part's weights may be there as a variant only, such as fp16. The repository's listing says so: what a snapshot
+    lacks may only not have been fetched. For runs offline, the Hub's cache remembers which files a commit lacks.
+
+    Raises:
+        InvalidInput: as `model_files`.
+        StoreError: the model is incomplete, and the Hub cannot be reached.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    commit, here = path.name, files_of_folder(path)
+    plain = [entry for part in variants_read(here, role) for entry in plain_entries(part, role)]
+    if not plain:
+        return model_files(here, path, name=name, role=role)
+    listed = _listing(name, commit)
+    if listed is None:
+        if any(try_to_load_from_cache(name, entry, revision=commit) is not _CACHED_NO_EXIST for entry in plain):
+            raise LocalEntryNotFoundError(f"{name} is incomplete")
+        return model_files(here, path, name=name, role=role)
+    read = model_files(listed, path, name=name, role=role)
+    if missing := sorted(set(read).difference(here)):
+        snapshot_download(name, revision=commit, allow_patterns=[escape(one) for one in missing])
+    for entry in set(plain).difference(listed):
+        with suppress(EntryNotFoundError):
+            hf_hub_download(name, entry, revision=commit)
+    return read
 
 
 def _listing(name: str, revision: str | None) -> list[str] | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from ...core.errors import InvalidInput
 from ..storage.uri import has_credentials, without_credentials
 
+_BEFORE_QUERY = re.compile(r"[?#]")
 _WITHOUT_LISTING = frozenset({"http", "https"})
 
 SPRITEWORLD = "spriteworld"
@@ -13,7 +16,7 @@ SPRITEWORLD = "spriteworld"
 
 def is_uri(name: str) -> bool:
     """Whether a model's name is the URI of a folder in an object store."""
-    return "://" in name and not name.startswith("file://")
+    return "://" in name and not name.lower().startswith("file:")
 
 
 def check_model_uri(uri: str, what: str) -> None:
@@ -27,8 +30,9 @@ def check_model_uri(uri: str, what: str) -> None:
     """
     scheme = uri.partition("://")[0].lower()
     if has_credentials(uri) or "?" in uri or "#" in uri:
+        shown = _BEFORE_QUERY.split(without_credentials(uri))[0]
         raise InvalidInput(
-            f"the {what}'s address {without_credentials(uri)} was given with credentials or a query inside",
+            f"the {what}'s address {shown} was given with credentials or a query inside",
             fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
         )
     if "::" in uri or scheme in _WITHOUT_LISTING:

@@ -19,6 +19,7 @@ from ...core.timing import STORE_RETRY_S
 from ..storage.errors import NO_SPACE
 from ..storage.object_store import ObjectStore
 from .names import check_model_uri
+from .single_file import is_single_file, single_file_at
 
 OnBytes = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all)."""
@@ -63,6 +64,8 @@ class RemoteFolder:
         """
         with self._model_errors():
             if self._store.stat(entry) is None:
+                if is_single_file(self.uri):
+                    raise single_file_at(self.uri, self.what)
                 reason = f"{self.what} {self.uri!r} is no model: there is no {self._store.url(entry)}"
                 raise InvalidInput(reason, fix="check the address; upload the folder that `save_pretrained` wrote")
             found = self._store.stat_all()

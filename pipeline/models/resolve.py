@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 from ...core.errors import InvalidInput, StoreRefused
+from ..storage.uri import normalized
 from .cache import ModelCache
 from .folder import ResolvedModel, Role, check_weights, files_of_folder, model_files
 from .folder_digest import FOLDER_DIGEST, folder_digest
 from .hub import hub_model, is_offline
 from .names import SPRITEWORLD, check_model_uri, is_uri
 from .remote_folder import OnBytes
+from .single_file import is_single_file, single_file_error
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -29,8 +31,8 @@ def resolve_model(
     """Return a model, downloading what is not on this machine.
 
     Args:
-        name: "spriteworld", a folder (relative to the working directory), a Hub id "owner/name", or the URI of a folder
-            in an object store.
+        name: "spriteworld", a folder (relative to the working directory, or as a file: URI), a Hub id "owner/name", or
+            the URI of a folder in an object store.
         revision: a Hub repository's branch, tag or commit, None for its main branch; the digest "sha256:…" of a URI's
             folder, None for its current one.
         weights: False: only what planning needs, if the revision is known without the weights.
@@ -40,17 +42,23 @@ def resolve_model(
         InvalidInput: there is no such model, it has no safetensors, or it cannot have that revision.
         StoreError: the Hub or the store cannot be reached, or the disk is full.
     """
+    place = normalized(name)
     if is_uri(name):
-        return _from_store(name, revision, role, weights, on_bytes)
-    folder = Path(name.removeprefix("file://")).expanduser()
-    if revision is not None and (name == SPRITEWORLD or folder.is_dir()):
+        return _from_store(place, revision, role, weights, on_bytes)
+    if revision is not None and (name == SPRITEWORLD or os.path.isdir(place)):
         reason = f"{role} {name!r} has no revisions, but {revision!r} is given"
         raise InvalidInput(reason, fix="set the revision to null")
     if name == SPRITEWORLD:
         return _spriteworld(role)
-    if folder.is_dir():
-        return _from_folder(folder, name, role)
-    if name.startswith(("/", ".", "~", "file:")) or name.count("/") != 1:
+    if os.path.isdir(place):
+        return _from_folder(Path(place), name, role)
+    if os.path.isfile(place):
+        raise single_file_error(Path(place), name, role)
+    if is_single_file(name):
+        raise InvalidInput(
+            f"{role} {name!r}: there is no such file", fix="check the path; it starts at the folder here"
+        )
+    if name.lower().startswith(("/", ".", "~", "file:")) or name.count("/") != 1:
         near = difflib.get_close_matches(name, [SPRITEWORLD], n=1)
         choices = "give 'spriteworld', an existing folder, a Hub id 'owner/name', or a URI such as s3://bucket/model"
         fix = f"did you mean {near[0]!r}?" if near else choices

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..catalog.commit_record import Fingerprints
-from ..manifest.row import ManifestRow
+from ..manifest.row import ManifestRow, ReferenceSource
+from ..references.addresses import address_digest
 from ..spec.run_spec import RunSpec
 
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 """Incremented whenever a change to the code changes results for unchanged inputs; all concepts are then done again."""
 
 
@@ -44,10 +45,22 @@ class Fingerprinter:
 
     def __call__(self, row: ManifestRow, digests: tuple[str, ...]) -> Fingerprints:
         """The fingerprints of a row; `digests`: those of its reference images, from `digest_references`."""
-        concept_id, macro_class = _canonical(row.concept_id), _canonical(row.macro_class)
-        seed = row.seed_for(self._seed)
-        training = _digest(self._training % (concept_id, macro_class, _canonical_texts(digests), seed))
+        return self.of_training(row, _digest(self._training_inputs(row, digests)))
+
+    def of_training(self, row: ManifestRow, training: str) -> Fingerprints:
+        """The fingerprints of a row whose training fingerprint is known."""
         return Fingerprints(training, _digest(self._rendering % (_canonical_texts(row.prompts), f'"{training}"')))
+
+    def request(self, row: ManifestRow) -> str:
+        """A digest of what a row asks for: as its training fingerprint, but with its references' addresses.
+
+        Equal: neither the row nor a setting of training has changed, whatever lies at the addresses now.
+        """
+        return _digest(f"request {self._training_inputs(row, tuple(map(_address, row.reference_images)))}")
+
+    def _training_inputs(self, row: ManifestRow, references: tuple[str, ...]) -> str:
+        concept_id, macro_class = _canonical(row.concept_id), _canonical(row.macro_class)
+        return self._training % (concept_id, macro_class, _canonical_texts(references), row.seed_for(self._seed))
 
 
 def fingerprint(
@@ -55,6 +68,12 @@ def fingerprint(
 ) -> Fingerprints:
     """The fingerprints of one row; arguments as for `Fingerprinter`."""
     return Fingerprinter(spec, base_revision, scorer_revision)(row, digests)
+
+
+def _address(source: ReferenceSource) -> str:
+    if source.data is not None:
+        return hashlib.sha256(source.data).hexdigest()
+    return address_digest(source.uri or "")
 
 
 def digest_of(value: Mapping[str, Any]) -> str:

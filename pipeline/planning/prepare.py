@@ -8,8 +8,8 @@ the others as objects. Problems that make the whole manifest unusable are report
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -23,17 +23,20 @@ from ..manifest.row import ManifestRow
 from ..manifest.scan import ManifestScan, concept_failures, row_count_if_valid
 from ..models.folder import ResolvedModel
 from ..models.resolve import resolve_model
-from ..references.images import OnProgress, ReferenceDigests
+from ..references.images import OnProgress, ReferenceDigests, RowDigests, Unreachable
 from ..spec.run_spec import RunSpec
 from .fingerprint import Fingerprinter
 from .plan import PlannedConcept, RunPlan, plan_run
-from .run_models import check_spec_fits_model, resolve_scorer
+from .run_models import check_models, drawn_world_warnings, resolve_scorer
 
 MAX_CURRENT_ROWS = 10_000
 """The first current rows are kept as objects too, because a report shows the references of current concepts."""
 
 MAX_CURRENT_BYTES = 256 * 2**20
 """The most bytes of embedded images that those rows may hold."""
+
+UNCHECKED_SHOWN = 5
+"""How many concepts a warning names whose references could not be checked."""
 
 _BATCH_ROWS = 4096
 _PROGRESS_CALLS = 1000
@@ -85,7 +88,7 @@ class PreparedRun:
         if not changed_ids:
             return plan_run(self.planned, self.failures, committed, current=self.current.ids)
         # Another run has changed the catalog, so rows that were not kept need work. Read them again.
-        again = self._reader.read(only=changed_ids)
+        again = self._reader.read(only=changed_ids, held=committed)
         found = [*(concept.concept_id for concept in again.planned), *(one.concept_id for one in again.failures)]
         if len(found) != len(changed_ids):
             raise InvalidInput("the manifest has changed while the run was prepared", fix="submit again")
@@ -112,9 +115,9 @@ def prepare_run(
         InvalidInput: a model cannot be found.
         StoreError: a model's store cannot be reached.
     """
-    rows = row_count_if_valid(manifest_uri)
+    rows = row_count_if_valid(manifest_uri, spec.manifest)
     if rows is None:
-        scan = ManifestScan(manifest_uri, default_prompts=spec.prompts)
+        scan = ManifestScan(manifest_uri, default_prompts=spec.prompts, settings=spec.manifest)
         rows = sum(1 for _ in scan)
         if scan.manifest_problems:
             raise _manifest_invalid(manifest_uri, scan)
@@ -124,7 +127,9 @@ def prepare_run(
         reader.check_spec()  # before references are fetched
     step = 1 + rows // _PROGRESS_CALLS
     found = reader.read(
-        committed=committed, on_count=lambda done: on_digest(done, rows) if done % step == 0 or done == rows else None
+        committed=committed,
+        held=committed,
+        on_count=lambda done: on_digest(done, rows) if done % step == 0 or done == rows else None,
     )
     planned, failures = tuple(found.planned), tuple(found.failures)
     return PreparedRun(
@@ -145,18 +150,28 @@ def tokenizer_of(base: ResolvedModel) -> Any:
 
 @dataclass(slots=True)
 class _RowOutcomes:
-    """The rows of a manifest, fingerprinted and compared with the catalog."""
+    """The rows of a manifest, fingerprinted and compared with the catalog.
 
+    Attributes:
+        committed: the catalog's concepts, to drop rows that are current; None: none is dropped.
+        held: the catalog's concepts, by which rows go whose references cannot be reached.
+        unchecked: why references cannot be reached of rows that go by what is committed of them.
+    """
+
+    committed: CommittedConcepts | None
+    held: CommittedConcepts | None
     planned: list[PlannedConcept] = field(default_factory=list)
     current: CurrentRows = field(default_factory=CurrentRows)
     failures: list[ConceptFailure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    unchecked: list[ConceptFailure] = field(default_factory=list)
+    macro_classes: set[str] = field(default_factory=set)
     kept_rows: int = 0
     kept_bytes: int = 0
 
-    def add_if_current(self, row: ManifestRow, fingerprints: Fingerprints, committed: CommittedConcepts | None) -> bool:
+    def add_if_current(self, row: ManifestRow, fingerprints: Fingerprints) -> bool:
         """Add a row if the catalog holds it under these fingerprints; returns whether it does."""
-        if committed is None or not committed.holds(row.concept_id, fingerprints):
+        if self.committed is None or not self.committed.holds(row.concept_id, fingerprints):
             return False
         self.kept_rows += 1
         self.kept_bytes += sum(len(source.data or b"") for source in row.reference_images)
@@ -175,6 +190,7 @@ class _RowReader:
     spec: RunSpec
     base: ResolvedModel
     scorer: ResolvedModel | None
+    model_warnings: list[str] = field(default_factory=list)
 
     def check_spec(self) -> None:
         """Raise InvalidInput if the run spec does not suit the base model. Checked once."""
@@ -183,43 +199,81 @@ class _RowReader:
     @cached_property
     def _prompt_length_checker(self) -> PromptLengthChecker:
         """Made when the first row needs work, because it loads torch and transformers."""
-        check_spec_fits_model(self.spec, self.base.path, has_weights=self.base.has_weights)
+        self.model_warnings.extend(check_models(self.spec, self.base, self.scorer))
         training = self.spec.training
         return PromptLengthChecker(tokenizer_of(self.base), training.identifier_token, training.prompt)
+
+    @cached_property
+    def _fingerprinter(self) -> Fingerprinter:
+        return Fingerprinter(self.spec, self.base.revision, self.scorer.revision if self.scorer else None)
 
     def read(
         self,
         *,
         committed: CommittedConcepts | None = None,
+        held: CommittedConcepts | None = None,
         only: Collection[str] | None = None,
         on_count: Callable[[int], None] = lambda done: None,
     ) -> _RowOutcomes:
         """Fingerprint all rows of the manifest, or `only` those with these ids.
 
+        Args:
+            committed, held: as for `_RowOutcomes`.
+
         Raises:
             ManifestInvalid: the whole manifest is unusable; it has changed since it was first checked.
         """
-        fingerprinter = Fingerprinter(self.spec, self.base.revision, self.scorer.revision if self.scorer else None)
-        scan = ManifestScan(self.manifest_uri, default_prompts=self.spec.prompts)
+        scan = ManifestScan(self.manifest_uri, default_prompts=self.spec.prompts, settings=self.spec.manifest)
         wanted = (row for row, is_valid in scan if is_valid and (only is None or row.concept_id in only))
-        found, done = _RowOutcomes(), 0
+        found, done = _RowOutcomes(committed, held), 0
         with ReferenceDigests(self.spec.references) as digests:
             for rows in _batches(wanted):
+                found.macro_classes.update(row.macro_class for row in rows)
                 changed: list[PlannedConcept] = []
+                doubtful: list[tuple[ManifestRow, tuple[str, ...]]] = []
                 for row, digested in zip(rows, digests.of_rows(rows), strict=True):
-                    if isinstance(digested, ConceptFailure):
-                        found.failures.append(digested)
-                    elif not found.add_if_current(row, fingerprints := fingerprinter(row, digested), committed):
-                        changed.append(PlannedConcept(row, fingerprints))
+                    concept = self._compare(row, digested, found)
+                    if concept and isinstance(digested, tuple) and digests.are_doubtful(row, digested):
+                        doubtful.append((row, digested))
+                        continue
+                    changed.extend([concept] if concept else [])
+                    on_count(done := done + 1)
+                for (row, _), digested in zip(doubtful, digests.confirmed(doubtful), strict=True):
+                    concept = self._compare(row, digested, found)
+                    changed.extend([concept] if concept else [])
                     on_count(done := done + 1)
                 self._add_changed(changed, found)
         if scan.manifest_problems:
             raise _manifest_invalid(self.manifest_uri, scan)
-        found.planned.sort(key=lambda concept: concept.row.row)
-        found.warnings += scan.warnings
+        found.planned = sorted(map(self._with_request, found.planned), key=lambda concept: concept.row.row)
+        found.warnings += [*scan.warnings, *_unchecked_warning(found.unchecked), *self.model_warnings]
+        found.warnings += drawn_world_warnings(self.spec, found.macro_classes)
         invalid = concept_failures(scan.problems)
         found.failures[:0] = [failure for failure in invalid if only is None or failure.concept_id in only]
         return found
+
+    def _compare(self, row: ManifestRow, digested: RowDigests, found: _RowOutcomes) -> PlannedConcept | None:
+        """Return a row that needs work, with its fingerprints; None: it is current or has failed, and `found` has it.
+
+        If references cannot be reached now, what is committed for the row as it stands is taken to be theirs.
+        """
+        if isinstance(digested, ConceptFailure):
+            found.failures.append(digested)
+            return None
+        if isinstance(digested, Unreachable):
+            held = found.held.get(row.concept_id) if found.held is not None else None
+            if held is None or held.request_digest != self._fingerprinter.request(row):
+                found.failures.append(digested.failure)
+                return None
+            found.unchecked.append(digested.failure)
+            fingerprints = self._fingerprinter.of_training(row, held.training_fingerprint)
+        else:
+            fingerprints = self._fingerprinter(row, digested)
+        return None if found.add_if_current(row, fingerprints) else PlannedConcept(row, fingerprints)
+
+    def _with_request(self, concept: PlannedConcept) -> PlannedConcept:
+        fingerprints = replace(concept.fingerprints, request=self._fingerprinter.request(concept.row))
+        return replace(concept, fingerprints=fingerprints)
 
     def _add_changed(self, changed: list[PlannedConcept], found: _RowOutcomes) -> None:
         """Plan rows that are not current, except those with prompts that the text encoder would truncate."""
@@ -229,6 +283,18 @@ class _RowReader:
         found.failures.extend(too_long)
         failed = {failure.concept_id for failure in too_long}
         found.planned.extend(concept for concept in changed if concept.concept_id not in failed)
+
+
+def _unchecked_warning(unchecked: Sequence[ConceptFailure]) -> Iterator[str]:
+    if not unchecked:
+        return
+    first = unchecked[0]
+    names = ", ".join(failure.concept_id for failure in unchecked[:UNCHECKED_SHOWN])
+    more = f" and {len(unchecked) - UNCHECKED_SHOWN} more" if len(unchecked) > UNCHECKED_SHOWN else ""
+    yield (
+        f"references of {plural(len(unchecked), 'committed concept')} could not be checked and count as unchanged: "
+        f"{names}{more}; the first: {first.reason}. Fix: {first.fix}"
+    )
 
 
 def _batches(rows: Iterator[ManifestRow]) -> Iterator[list[ManifestRow]]:

@@ -8,11 +8,10 @@ padded, so a pack of one concept takes as long as a full one.
 from __future__ import annotations
 
 import heapq
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ...core.errors import StoreError
 from ..catalog import layout
@@ -20,7 +19,10 @@ from ..catalog.commit_record import Measured
 from ..catalog.layout import AttemptPaths, RunPaths
 from ..catalog.store import CatalogStore
 from ..spec.run_spec import RunSpec
+from ..storage.json_document import DamagedDocument, as_document, parse_document
 from .fingerprint import digest_of
+
+T = TypeVar("T")
 
 MAX_RUNS = 20
 """Only the newest runs are read, so that an old catalog takes few requests."""
@@ -37,6 +39,17 @@ _NO_EFFECT_ON_STEP_TIME = frozenset(
         "random_std",
         "prompt",
         "identifier_token",
+        "schedule",
+        "warmup_iterations",
+        "decay_iterations",
+        "timesteps",
+        "timestep_range",
+        "reference_order",
+        "antithetic_noise",
+        "min_snr_gamma",
+        "max_gradient_norm",
+        "averaging",
+        "averaging_iterations",
         "max_residual_norm",
         "warm_start",
         "pack_size",
@@ -78,9 +91,10 @@ class MeasuredRun:
 
 def throughput_key(spec: RunSpec, base_revision: str) -> ThroughputKey:
     """The key of the measurements of runs with this spec and base model."""
-    training, sampling = spec.training.model_dump(mode="json"), spec.sampling.model_dump(mode="json")
+    training, sampling = spec.training.digest_fields(), spec.sampling.digest_fields()
     ends_early = spec.training.early_stopping is not None
-    free = _NO_EFFECT_ON_STEP_TIME - {"iterations"} if ends_early else _NO_EFFECT_ON_STEP_TIME
+    number_of_steps = {"iterations", "schedule", "decay_iterations"} if ends_early else set()
+    free = _NO_EFFECT_ON_STEP_TIME - number_of_steps
     steps = {name: value for name, value in training.items() if name not in free}
     batches = {name: value for name, value in sampling.items() if name not in _NO_EFFECT_ON_BATCH_TIME}
     batches |= {"guided": spec.sampling.guidance_scale > 1, "scorer": spec.scorer}
@@ -152,7 +166,8 @@ def read_measured_runs(store: CatalogStore, *, runs: int = MAX_RUNS, records: in
     found = [_parse_summary(run_id, texts[path]) for run_id, path in summaries]
     by_run: dict[str, list[Measured]] = {}
     for path in wanted:
-        by_run.setdefault(_run_of(path), []).extend(_parse_measured(_parse_object(texts[path]).get("measured")))
+        record = _parse(texts[path], _StoredRecord) or _StoredRecord()
+        by_run.setdefault(_run_of(path), []).extend(_known([record.measured]))
     found += [MeasuredRun(run_id, sum_measured(measured)) for run_id, measured in by_run.items()]
     return sorted((run for run in found if run.measured), key=lambda run: run.run_id, reverse=True)
 
@@ -164,24 +179,41 @@ def _run_of(record: str) -> str:
 
 
 def _parse_summary(run_id: str, text: bytes) -> MeasuredRun:
-    summary = _parse_object(text)
-    measured = [one for raw in summary.get("measured") or () for one in _parse_measured(raw)]
-    cost = summary.get("cost") or {}
-    hours = cost.get("device_hours")
-    return MeasuredRun(run_id, tuple(measured), None if hours is None else hours * 3600, summary.get("start_seconds"))
+    summary = _parse(text, _StoredSummary) or _StoredSummary()
+    hours = summary.cost.device_hours if summary.cost else None
+    seconds = None if hours is None else hours * 3600
+    return MeasuredRun(run_id, tuple(_known(summary.measured)), seconds, summary.start_seconds)
 
 
-def _parse_measured(raw: Any) -> Sequence[Measured]:
-    """The measurement, or nothing if there is none in this version's form: it is only used for estimates."""
+@dataclass(frozen=True, slots=True)
+class _StoredCost:
+    device_hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredSummary:
+    measured: tuple[Any, ...] = ()
+    cost: _StoredCost | None = None
+    start_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRecord:
+    measured: Any = None
+
+
+def _known(measurements: Iterable[Any]) -> Iterator[Measured]:
+    """The measurements that have this version's form."""
+    for raw in measurements:
+        try:
+            yield as_document(raw, Measured, name="", fix="")
+        except DamagedDocument:
+            continue
+
+
+def _parse(text: bytes, kind: type[T]) -> T | None:
+    """A document; None if it is torn or damaged, since it is only used for estimates."""
     try:
-        return [Measured.from_dict(raw)]
-    except TypeError:
-        return []
-
-
-def _parse_object(text: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError:  # a torn record
-        return {}
-    return values if isinstance(values, dict) else {}
+        return parse_document(text, kind, name="", fix="")
+    except DamagedDocument:
+        return None

@@ -10,8 +10,10 @@ from ...core.errors import Problem
 from ..manifest.prompt_lengths import PromptLengthChecker
 from ..manifest.row import ManifestRow
 from ..manifest.scan import read_manifest
+from ..manifest.suspicions import suspicions
 from ..references.images import OnProgress, check_references
 from ..spec.run_spec import RunSpec
+from .run_models import drawn_world_warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def validate_manifest(
         tokenizer: the base model's; None: lengths of prompts are not checked.
         on_progress: called with (rows checked, rows in all) while images are decoded.
     """
-    manifest = read_manifest(uri, default_prompts=spec.prompts)
+    manifest = read_manifest(uri, default_prompts=spec.prompts, settings=spec.manifest)
     all_rows = sorted([*manifest.rows, *manifest.invalid_rows], key=lambda row: row.row)
     images = check_references(all_rows, spec.references, on_progress=on_progress)
     problems = [*manifest.problems, *images.problems]
@@ -55,4 +57,12 @@ def validate_manifest(
     problems.sort(key=lambda problem: -1 if problem.row is None else problem.row)
     invalid = {problem.row for problem in problems}
     rows = [row for row in manifest.rows if row.row not in invalid]
-    return ValidationReport(rows, problems, [*manifest.warnings, *images.warnings], manifest.row_count)
+    texts = suspicions(
+        all_rows,
+        identifier_token=spec.training.identifier_token,
+        spec_prompts=spec.prompts,
+        training_prompt=spec.training.prompt,
+    )
+    drawn = drawn_world_warnings(spec, (row.macro_class for row in all_rows))
+    warnings = [*manifest.warnings, *texts, *images.warnings, *drawn]
+    return ValidationReport(rows, problems, warnings, manifest.row_count)

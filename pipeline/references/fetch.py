@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -15,15 +16,23 @@ from ..storage.errors import short_reason
 from ..storage.object_store import SingleObjects
 from ..storage.stored_object import StoredObject
 from ..storage.uri import normalized
+from .addresses import address_digest, other_spellings
 from .decoding import refused
 from .settings import ReferenceSettings
-from .web import WebImages
+from .web import WebImages, unreachable
 
 _NOT_A_FILE = {
     "directory": ("it is a folder", "name the pictures in it"),
     "other": ("it is neither a file nor a folder", "give a regular file: a pipe or a device may never end"),
 }
 _WEB = frozenset({"http", "https"})
+
+# Tags that are digests of the content, by scheme: MD5, or S3's MD5 of a multipart upload. Others are versions of what
+# lies at one address (nginx: its time and size; Azure: a clock), so that two pictures may have the same.
+_CONTENT_MD5 = {
+    **dict.fromkeys(("s3", "s3a"), re.compile(r"[0-9a-f]{32}(-\d+)?")),
+    **dict.fromkeys(("gs", "gcs"), re.compile(r"[A-Za-z0-9+/]{22}==")),
+}
 
 _Result = TypeVar("_Result")
 
@@ -40,8 +49,8 @@ class ReferenceFetcher:
     """Reads and digests reference images, with one file system a scheme. A context manager, used from any thread.
 
     Its methods raise ConceptError (stage "load"): a reference's failure costs its concept alone, whatever it is, and is
-    never taken for a failure of the catalog's store. No message repeats a store's own error text, which may hold signed
-    URLs.
+    never taken for a failure of the catalog's store. `UnreachableImage` is the one whose cause is transient. No message
+    repeats a store's own error text, which may hold signed URLs.
     """
 
     def __init__(self, settings: ReferenceSettings) -> None:
@@ -62,16 +71,28 @@ class ReferenceFetcher:
             return source.data
         return self._at_store(source, self._read)
 
-    def digest(self, source: ReferenceSource) -> str:
-        """What identifies an image, independent of where it lies: its store's content tag or its content's SHA-256."""
+    def digest(self, source: ReferenceSource, *, confirm: bool = True) -> str:
+        """What identifies an image: its store's content tag or its content's SHA-256.
+
+        Args:
+            confirm: ask a web server for its tag twice: some make up another for every answer, and then the content
+                counts.
+        """
         if source.data is not None or self._settings.digest == "content":
             return _content_digest(self.read(source))
 
         def tag_or_content(objects: _Objects, uri: str) -> str:
-            state = _require_file(objects.stat(uri))
-            return self._store_tag(state, uri) or _content_digest(self._read(objects, uri))
+            tag = self._store_tag(objects.stat(uri), uri)
+            if tag and confirm and objects is self._web and self._store_tag(objects.stat(uri), uri) != tag:
+                tag = None
+            return tag or _content_digest(self._read(objects, uri))
 
         return self._at_store(source, tag_or_content)
+
+    def needs_confirmation(self, source: ReferenceSource, digest: str) -> bool:
+        """Whether a digest that was not confirmed is a web server's tag."""
+        uri = normalized(source.uri or "")
+        return source.data is None and uri.startswith(("http://", "https://")) and not digest.startswith("sha256:")
 
     def _read(self, objects: _Objects, uri: str) -> bytes:
         data = objects.read_at_most(uri, self._settings.max_bytes)
@@ -79,15 +100,22 @@ class ReferenceFetcher:
             raise self._too_large()
         return data
 
-    def _store_tag(self, state: StoredObject, uri: str) -> str | None:
-        """A tag that changes when the object does, from its listing alone; None if its store has no reliable one."""
+    def _store_tag(self, state: StoredObject | None, uri: str) -> str | None:
+        """A tag that changes when the object does, from its listing alone; None if its store has no reliable one.
+
+        Unless it is a digest of the content, it counts for this address alone.
+        """
+        state = _require_file(state)
         self._check_size(state.size)
         if state.size == 0:
             raise _empty()
         if state.content_tag is not None:
-            return f"tag:{state.content_tag}:{state.size}"
+            content_md5 = _CONTENT_MD5.get(get_protocol(uri))
+            is_content = content_md5 is not None and content_md5.fullmatch(state.content_tag) is not None
+            where = "" if is_content else f":{address_digest(uri)}"
+            return f"tag:{state.content_tag}:{state.size}{where}"
         if self._settings.digest == "stat" and state.time_tag is not None:
-            return f"stat:{os.path.basename(uri)}:{state.size}:{state.time_tag}"
+            return f"stat:{address_digest(uri)}:{state.size}:{state.time_tag}"
         return None
 
     def _at_store(self, source: ReferenceSource, work: Callable[[_Objects, str], _Result]) -> _Result:
@@ -101,7 +129,7 @@ class ReferenceFetcher:
             raise _missing() from None
         except StoreUnavailable as error:
             fix = "check that its store can be reached and is well; submit again, which tries it again"
-            raise refused(f"cannot be read: {error.reason}", fix) from None
+            raise unreachable(f"cannot be read: {error.reason}", fix) from None
         except ImportError as error:
             fix = f"install the package for {uri.partition('://')[0]}:// where persres-batch runs"
             raise refused(f"this store needs a package that is not installed ({error.name or error})", fix) from None
@@ -143,13 +171,36 @@ class _FileSystemImages:
         self._store = SingleObjects(uri, what="reference image", retry_s=settings.retry_seconds)
 
     def stat(self, uri: str) -> StoredObject | None:
-        return self._store.stat_any(self._store.path_of(uri))
+        return self._find(self._store.path_of(uri))[1]
 
     def read_at_most(self, uri: str, limit: int) -> bytes | None:
         path = self._store.path_of(uri)
         if self._store.is_local:  # elsewhere it costs a request, and there are no pipes
-            _require_file(self._store.stat_any(path))
-        return self._store.read_at_most(path, limit)
+            path, state = self._find(path)
+            _require_file(state)
+        try:
+            return self._store.read_at_most(path, limit)
+        except StoreObjectMissing:
+            found, state = self._find(path)
+            if state is None or found == path:
+                raise
+            return self._store.read_at_most(found, limit)
+
+    def _find(self, path: str) -> tuple[str, StoredObject | None]:
+        """The object of this name, or else of one that is equal but for its Unicode form."""
+        state = self._store.stat_any(path)
+        if state is None:
+            for other in other_spellings(path, _names_in if self._store.is_local else None):
+                if (found := self._store.stat_any(other)) is not None:
+                    return other, found
+        return path, state
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _require_file(state: StoredObject | None) -> StoredObject:

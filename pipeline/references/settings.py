@@ -24,6 +24,10 @@ class ReferenceSettings(Settings):
     matte_color: str = Field(
         default="white", description="what shows through transparent pixels: a colour name or '#rrggbb'"
     )
+    truncated: Literal["fail", "accept"] = Field(
+        default="fail",
+        description="a JPEG that ends before its end marker; accept: it is read, and what is missing of it is grey",
+    )
     allowed_schemes: tuple[str, ...] = Field(
         default=("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https"),
         description="where references may be fetched from",
@@ -53,7 +57,7 @@ class ReferenceSettings(Settings):
         # these decide whether an image is accepted and how a change is noticed, never what its pixels are
         return frozenset(
             {
-                "max_bytes", "max_pixels", "min_side", "max_aspect_ratio", "allowed_schemes", "digest",
+                "max_bytes", "max_pixels", "min_side", "max_aspect_ratio", "truncated", "allowed_schemes", "digest",
                 "connect_seconds", "read_seconds", "image_seconds", "retry_seconds", "host_seconds",
                 "private_redirects",
             }

@@ -22,6 +22,7 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import get_loop, sync
 from yarl import URL
 
+from ...core.errors import ConceptError
 from ..storage.retry import with_retry
 from ..storage.stored_object import StoredObject, stored_object
 from ..storage.uri import without_credentials
@@ -53,6 +54,15 @@ class WebError(Exception):
         self.reason, self.fix, self.is_transient = reason, fix, is_transient
 
 
+class UnreachableImage(ConceptError):
+    """An image whose host or store does not answer now: whether it has changed is not known."""
+
+
+def unreachable(reason: str, fix: str) -> UnreachableImage:
+    """As `refused`, for a transient error."""
+    return UnreachableImage(reason, stage="load", fix=fix)
+
+
 class WebImages:
     """Images by their http:// and https:// addresses. A context manager, which closes its connections.
 
@@ -66,7 +76,6 @@ class WebImages:
         self._settings = settings
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._failed_seconds: dict[str, float] = {}
-        self._has_steady_tags: dict[str, bool] = {}
 
     def __enter__(self) -> WebImages:
         return self
@@ -77,17 +86,8 @@ class WebImages:
             sync(get_loop(), session.close)
 
     def stat(self, uri: str) -> StoredObject:
-        """What the server says about an image, without its body.
-
-        An ETag counts only if the server gives the same one twice: some make up another for every answer.
-        """
-        found = self._retry(uri, self._stat)
-        host = _host(uri)
-        if found.content_tag is not None and host not in self._has_steady_tags:
-            self._has_steady_tags[host] = self._retry(uri, self._stat).content_tag == found.content_tag
-        if not self._has_steady_tags.get(host, True):
-            return StoredObject(found.size, found.modified, None, None)
-        return found
+        """What the server says about an image, without its body."""
+        return self._retry(uri, self._stat)
 
     def read_at_most(self, uri: str, limit: int) -> bytes | None:
         """An image's bytes, or None if there are more than `limit`; no more than that is fetched."""
@@ -122,7 +122,7 @@ class WebImages:
             reason = (
                 f"host {host} is not asked any more: its errors have taken more than {self._settings.host_seconds:g} s"
             )
-            raise refused(reason, "see its other errors; submit again once it answers")
+            raise unreachable(reason, "see its other errors; submit again once it answers")
         try:
             return with_retry(
                 lambda: cast(_Result, sync(get_loop(), request, uri)),
@@ -134,6 +134,7 @@ class WebImages:
             if error.is_transient:
                 took = time.monotonic() - started
                 self._failed_seconds[host] = self._failed_seconds.get(host, 0.0) + took
+                raise unreachable(error.reason, error.fix) from None
             raise refused(error.reason, error.fix) from None
 
     async def _request(

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 from ...core.errors import StoreError
 from ...core.timing import RUN_LOG_WRITE_INTERVAL_S
 from ..catalog.layout import RunPaths
@@ -61,7 +63,7 @@ class RunEvent:
         Raises:
             ValueError: the line is no JSON object.
         """
-        values = json.loads(line)
+        values = from_json(line)
         if not isinstance(values, dict):
             raise ValueError("not an object")
         named = {name: str(values.pop(name, "")) for name in ("time", "event", "run_id", "text")}
@@ -164,7 +166,8 @@ class RunLog:
         emitted = self._emitted
         if self._store is None or emitted == self._written:
             return 0
-        data = ("\n".join(self.lines()) + "\n").encode()
+        # A name that is not UTF-8 holds lone surrogates, whose escapes are JSON's too.
+        data = ("\n".join(self.lines()) + "\n").encode(errors="backslashreplace")
         try:
             self._store.write(RunPaths(self.run_id).log, data)
         except StoreError:

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import base64
 import heapq
-import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
-import numpy as np
-from PIL import Image
 
 from ...core.concept import PLACEHOLDER
-from ...core.errors import ConceptFailure, PersresError
+from ...core.errors import ConceptFailure, StoreObjectMissing
+from ...core.images.decoding import RENDERING_FORMATS, open_image
 from ...core.plural import plural
 from ..catalog.commit_record import CommittedConcept, VariantScores
+from ..catalog.data_file import DamagedFile, damaged_file
 from ..catalog.index import read_committed
-from ..catalog.results import read_renderings
+from ..catalog.results import read_reference_thumbnails, read_renderings
 from ..catalog.schemas import RenderingRow
 from ..catalog.store import CatalogStore
+from ..shard.thumbnails import is_webp, webp_thumbnail
+from .damage import Damage, Part
+from .drawn_classes import drawn_class_warnings
 from .duration import format_duration
 from .summary import RunSummary
 
-THUMBNAIL_SIDE = 112
-THUMBNAIL_QUALITY = 50
-REFERENCES_SHOWN = 4
 PROMPTS_SHOWN = 6
 
 _VARIANTS = {  # label and meaning, in the order of the page
@@ -38,8 +37,6 @@ _VARIANTS = {  # label and meaning, in the order of the page
     "residual": ("Residual", "the personalized residual, applied everywhere"),
     "lag": ("Residual + LAG", "the residual only where attention finds the concept"),
 }
-
-ReferenceLoader = Callable[[str], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +72,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ConceptCard:
-    """The card of a concept. `rows` has a label and one cell (or None) per prompt for each variant."""
+    """The card of a concept.
+
+    Attributes:
+        references: data URIs; None if the version that trained the concept kept none.
+        rows: a label and one cell (or None) per prompt for each variant.
+    """
 
     concept_id: str
     macro_class: str
-    references: tuple[str, ...]
+    references: tuple[str, ...] | None
     prompts: tuple[str, ...]
     prompts_left_out: int
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
@@ -100,20 +102,20 @@ def build_report(
     *,
     summary: RunSummary | None = None,
     failures: Sequence[ConceptFailure] = (),
-    references: ReferenceLoader | None = None,
     concept_ids: Collection[str] | None = None,
     limit: int = 200,
+    on_damage: Callable[[Sequence[Damage]], RunSummary] | None = None,
 ) -> str:
     """Return the report of a catalog as a self-contained HTML page.
 
     Args:
         summary: the run to report on; its failures are shown unless `failures` are given.
         failures: concepts without a result, which the page begins with.
-        references: loads a concept's reference images, H x W x 3 uint8, for thumbnails; None leaves them out. If it
-            raises an error, the concept is shown without them.
         concept_ids: the manifest's concepts; None shows all concepts of the catalog.
         limit: how many concepts get a card: those below the gate and those with the lowest scores first. Averages cover
             all concepts in scope.
+        on_damage: called with the concepts to be shown whose results are damaged, if there are any, which the page then
+            shows as failed; returns the summary that counts them.
 
     Raises:
         StoreError: the catalog cannot be read.
@@ -127,14 +129,27 @@ def build_report(
     # One pass, because a catalog may hold a million concepts.
     shown = heapq.nsmallest(limit, totals.counting(done), key=_worst_first)
     shown.sort(key=lambda concept: (not _below_gate(concept), concept.concept_id))
+    cards, damaged = _concept_cards(store, shown)
+    if damaged and on_damage is not None:
+        summary = on_damage(damaged)
+    counted = {failure.concept_id: failure for failure in (summary.failed if summary else ())}
+    results_damaged = [counted.get(one.concept_id, one.failure) for one in damaged]
     variants = totals.lines()
     return _template().render(
         catalog=store.uri,
         summary=summary,
-        failures=[_failure_card(failure, references, failure.concept_id in committed) for failure in failures],
-        concepts=[_concept_card(store, concept, references) for concept in shown],
-        concept_count=totals.concepts,
+        failures=[
+            *(_failure_card(store, failure, committed.get(failure.concept_id), kept=True) for failure in failures),
+            *(
+                _failure_card(store, failure, committed.get(failure.concept_id), kept=False)
+                for failure in results_damaged
+            ),
+        ],
+        concepts=cards,
+        concept_count=totals.concepts - len(damaged),
         image_count=sum(line.images for line in variants),
+        without_references=sum(card.references is None for card in cards),
+        warnings=drawn_class_warnings(store, totals.macro_classes),
         variants=variants,
         gated=any(line.passed is not None for line in variants),
     )
@@ -191,11 +206,13 @@ class _ScoreTotals:
 
     concepts: int = 0
     sums: dict[str, _VariantSums] = field(default_factory=dict)
+    macro_classes: set[str] = field(default_factory=set)
 
     def counting(self, concepts: Iterable[CommittedConcept]) -> Iterator[CommittedConcept]:
         """Yield the concepts, adding each to the totals."""
         for concept in concepts:
             self.concepts += 1
+            self.macro_classes.add(concept.macro_class)
             for variant, scores in concept.scores.items():
                 self.sums.setdefault(variant, _VariantSums()).add(scores)
             yield concept
@@ -226,11 +243,32 @@ def _worst_first(concept: CommittedConcept) -> tuple[int, float, str]:
     return -_below_gate(concept), sum(known), concept.concept_id
 
 
-def _failure_card(failure: ConceptFailure, references: ReferenceLoader | None, kept: bool) -> FailureCard:
-    return FailureCard(failure, _reference_thumbnails(failure.concept_id, references), kept)
+def _failure_card(
+    store: CatalogStore, failure: ConceptFailure, committed: CommittedConcept | None, *, kept: bool
+) -> FailureCard:
+    """The card of a failed concept, with the references of its earlier result; `kept`: that one is to be mentioned."""
+    try:
+        references = _references(store, committed) if committed else None
+    except (DamagedFile, StoreObjectMissing):
+        references = None
+    return FailureCard(failure, references or (), kept and committed is not None)
 
 
-def _concept_card(store: CatalogStore, concept: CommittedConcept, references: ReferenceLoader | None) -> ConceptCard:
+def _concept_cards(store: CatalogStore, concepts: Iterable[CommittedConcept]) -> tuple[list[ConceptCard], list[Damage]]:
+    """The cards of concepts whose results can be read, and what is damaged of the others."""
+    cards, damaged = [], []
+    for concept in concepts:
+        part: Part = "residual"
+        try:
+            references = _references(store, concept)
+            part = "renderings"
+            cards.append(_concept_card(store, concept, references))
+        except (DamagedFile, StoreObjectMissing) as error:
+            damaged.append(Damage(concept.concept_id, part, error))
+    return cards, damaged
+
+
+def _concept_card(store: CatalogStore, concept: CommittedConcept, references: tuple[str, ...] | None) -> ConceptCard:
     renderings = read_renderings(store, concept)
     templates = {row.prompt_index: row.prompt_template for row in renderings}
     shown = sorted(templates)[:PROMPTS_SHOWN]
@@ -238,46 +276,43 @@ def _concept_card(store: CatalogStore, concept: CommittedConcept, references: Re
     for row in renderings:
         by_place.setdefault((row.variant, row.prompt_index), []).append(row)
     variants = _variant_order({row.variant for row in renderings})
-    rows = tuple(
-        (
-            _VARIANTS.get(variant, (variant, ""))[0],
-            tuple(_cell(by_place.get((variant, index)), gated=variant == variants[-1]) for index in shown),
-        )
-        for variant in variants
-    )
+    rows = []
+    for variant in variants:
+        places = (by_place.get((variant, index)) for index in shown)
+        cells = tuple(_cell(store, concept, rows_there, gated=variant == variants[-1]) for rows_there in places)
+        rows.append((_VARIANTS.get(variant, (variant, ""))[0], cells))
     return ConceptCard(
         concept.concept_id,
         concept.macro_class,
-        _reference_thumbnails(concept.concept_id, references),
+        references,
         tuple(templates[index].replace(PLACEHOLDER, concept.macro_class) for index in shown),
         len(templates) - len(shown),
-        rows,
+        tuple(rows),
         _below_gate(concept),
     )
 
 
-def _cell(rows: Sequence[RenderingRow] | None, *, gated: bool) -> Cell | None:
+def _cell(
+    store: CatalogStore, concept: CommittedConcept, rows: Sequence[RenderingRow] | None, *, gated: bool
+) -> Cell | None:
     if not rows:
         return None
     first = rows[0]
-    with Image.open(io.BytesIO(first.image)) as image:
-        thumbnail = _thumbnail(image)
+    try:
+        with open_image(first.image, formats=RENDERING_FORMATS) as image:
+            thumbnail = _data_uri(webp_thumbnail(image))
+    except Exception as error:  # Pillow's decoders raise nearly every kind of exception
+        reason = f"{first.image_path} cannot be decoded: {type(error).__name__}: {error}"
+        raise damaged_file(store, concept.rendering_file or "", reason) from None
     missed = gated and any(row.passed is False for row in rows)
     return Cell(thumbnail, first.seed, first.prompt_score, first.identity_score, missed, len(rows) - 1)
 
 
-def _reference_thumbnails(concept_id: str, references: ReferenceLoader | None) -> tuple[str, ...]:
-    if references is None:
-        return ()
-    try:
-        return tuple(_thumbnail(Image.fromarray(image)) for image in references(concept_id)[:REFERENCES_SHOWN])
-    except (PersresError, OSError):
-        return ()  # the report is about results; its ConceptFailure reports what is wrong with a reference
+def _references(store: CatalogStore, concept: CommittedConcept) -> tuple[str, ...] | None:
+    """The thumbnails of a concept's references; None if the version that trained it kept none."""
+    found = read_reference_thumbnails(store, concept)
+    return None if found is None else tuple(_data_uri(one) for one in found if is_webp(one))
 
 
-def _thumbnail(image: Image.Image) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _data_uri(webp: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp).decode("ascii")

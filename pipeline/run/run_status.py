@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from ...core.errors import ConceptFailure
 from ..catalog import layout
@@ -14,8 +13,12 @@ from ..catalog.layout import RunPaths
 from ..catalog.lease import LeaseState
 from ..catalog.store import CatalogStore
 from ..planning.cost import RunCost
+from ..storage.json_document import DamagedDocument
+from .read_documents import StoredPlan, read_failures, read_plan, read_summary
 from .states import RunState
 from .summary import RunSummary
+
+T = TypeVar("T")
 
 STOPPED_PREFIX = "stopped run"
 """The reason that a stopped run records begins with this; that of a failed run does not."""
@@ -35,6 +38,7 @@ class RunStatus:
         manifest: its URI, without credentials.
         reason: why the run stopped or failed, if it recorded that.
         cost: None until the run has ended.
+        warnings: documents of the run that are damaged; what only they say is missing.
     """
 
     run_id: str
@@ -50,15 +54,16 @@ class RunStatus:
     manifest: str = ""
     reason: str = ""
     cost: RunCost | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def has_begun(store: CatalogStore, run_id: str) -> bool:
-    """Whether a run has written its plan to this catalog.
+    """Whether a run has written its plan to this catalog; no run has an id that could not be a folder's name.
 
     Raises:
         StoreError: the catalog cannot be read.
     """
-    return store.exists(RunPaths(run_id).plan)
+    return layout.is_name(run_id) and store.exists(RunPaths(run_id).plan)
 
 
 def begun_runs(store: CatalogStore, limit: int) -> Sequence[str]:
@@ -72,12 +77,15 @@ def begun_runs(store: CatalogStore, limit: int) -> Sequence[str]:
 
 
 def job_of(store: CatalogStore, run_id: str) -> str | None:
-    """The submission id of a run that has begun; None if it is no job of a cluster.
+    """The submission id of a run that has begun; None if it is no job of a cluster, or its plan is damaged.
 
     Raises:
         StoreError: the catalog cannot be read.
     """
-    return json.loads(store.read(RunPaths(run_id).plan)).get("job")
+    try:
+        return read_plan(store, run_id).job
+    except DamagedDocument:
+        return None
 
 
 def run_status(
@@ -93,27 +101,41 @@ def run_status(
     Raises:
         StoreError: the catalog cannot be read.
     """
-    plan: Mapping[str, Any] = json.loads(store.read(RunPaths(run_id).plan))
-    summary_file, report = RunPaths(run_id).summary, RunPaths(run_id).report
-    summary = RunSummary.from_json(store.read(summary_file)) if store.exists(summary_file) else None
-    work = {*plan["train"], *plan["render_only"]}
-    ended_by = None if summary else _ended_by(store, run_id)
-    done, failed, left = _final_counts(summary) if summary else _counts_so_far(store, run_id, plan, work & committed())
+    warnings: list[str] = []
+    plan = _unless_damaged(lambda: read_plan(store, run_id), warnings) or StoredPlan((), (), ())
+    has_ended = store.exists(RunPaths(run_id).summary)
+    summary = _unless_damaged(lambda: read_summary(store, run_id), warnings)
+    ended_by = None
+    if not has_ended:
+        failures = _unless_damaged(lambda: read_failures(store, run_id), warnings)
+        ended_by = failures.ended_by if failures else "its failures.json is damaged"
+    done, failed, left = _final_counts(summary) if summary else _counts_so_far(store, run_id, plan, committed)
+    report = RunPaths(run_id).report
     return RunStatus(
         run_id=run_id,
-        planned=done + len(failed) if summary else len(work) + len(plan["failed"]),
+        planned=done + len(failed) if summary else len(plan.work) + len(plan.failed),
         done=done,
         failed=failed,
         left=left,
-        ended=summary is not None,
+        ended=has_ended,
         report=store.url(report) if store.exists(report) else None,
         device_busy_share=summary.device_busy_share if summary else None,
-        state="ended" if summary else _unfinished_state(run_id, ended_by, holder, now),
-        job=plan.get("job"),
-        manifest=plan.get("manifest", ""),
+        state="ended" if has_ended else _unfinished_state(run_id, ended_by, holder, now),
+        job=plan.job,
+        manifest=plan.manifest,
         reason=ended_by or "",
         cost=summary.cost if summary else None,
+        warnings=tuple(warnings),
     )
+
+
+def _unless_damaged(read: Callable[[], T], warnings: list[str]) -> T | None:
+    """`read()`; None, and a warning, if the document is damaged, since a run's others still say how it stands."""
+    try:
+        return read()
+    except DamagedDocument as error:
+        warnings.append(str(error))
+        return None
 
 
 def _final_counts(summary: RunSummary) -> tuple[int, tuple[ConceptFailure, ...], int]:
@@ -121,18 +143,13 @@ def _final_counts(summary: RunSummary) -> tuple[int, tuple[ConceptFailure, ...],
 
 
 def _counts_so_far(
-    store: CatalogStore, run_id: str, plan: Mapping[str, Any], done: Set[str]
+    store: CatalogStore, run_id: str, plan: StoredPlan, committed: Callable[[], Set[str]]
 ) -> tuple[int, tuple[ConceptFailure, ...], int]:
+    done = plan.work & committed()
     recorded = {failure.concept_id: failure for record in read_records(store, run_id) for failure in record.failures}
     failed = tuple(recorded[concept_id] for concept_id in sorted(recorded.keys() - done))
-    work = {*plan["train"], *plan["render_only"]}
-    unplanned = [concept_id for concept_id in plan["failed"] if concept_id not in recorded]  # written at the run's end
-    return len(done), failed, len(work - done - recorded.keys()) + len(unplanned)
-
-
-def _ended_by(store: CatalogStore, run_id: str) -> str | None:
-    path = RunPaths(run_id).failures
-    return json.loads(store.read(path)).get("ended_by") if store.exists(path) else None
+    unplanned = [concept_id for concept_id in plan.failed if concept_id not in recorded]  # written at the run's end
+    return len(done), failed, len(plan.work - done - recorded.keys()) + len(unplanned)
 
 
 def _unfinished_state(run_id: str, ended_by: str | None, holder: LeaseState | None, now: float) -> RunState:

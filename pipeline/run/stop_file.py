@@ -13,6 +13,7 @@ from ...core.errors import StoreError
 from ...core.timing import STOP_FILE_POLL_S, STOP_FILE_RETRY_S
 from ..catalog.layout import RunPaths
 from ..catalog.store import CatalogStore
+from ..storage.json_document import DamagedDocument, parse_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ class _Watcher(threading.Thread):
         self._ended.set()  # not joined: it may be blocked in a read of the store, which does no harm
 
     def _read(self) -> StopFile:
+        name = self._store.url(self._path)
         try:
-            content = json.loads(self._store.read(self._path))
-            return StopFile(str(content["by"]), str(content["at"]))
-        except (ValueError, TypeError, KeyError):
+            return parse_document(self._store.read(self._path), StopFile, name=name, fix="delete it")
+        except DamagedDocument:  # it is there, and that says enough
             return StopFile("somebody", "an unknown time")

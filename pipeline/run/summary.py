@@ -17,6 +17,7 @@ from ..planning.plan import PlannedConcept, RunPlan
 from ..planning.throughput import sum_measured
 from ..shard.summary import DEVICE_PHASES
 from ..spec.prices import Prices
+from ..storage.json_document import parse_document
 
 
 class AccountingError(PersresError):
@@ -75,14 +76,16 @@ class RunSummary:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> RunSummary:
-        """Read a stored summary, ignoring fields that a later version may have added."""
-        raw = json.loads(text)
-        failed = tuple(ConceptFailure(**failure) for failure in raw["failed"])
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        measured = tuple(map(Measured.from_dict, raw.get("measured", ())))
-        cost = RunCost.from_dict(raw["cost"]) if raw.get("cost") else None
-        return cls(**{**known, "failed": failed, "measured": measured, "cost": cost})
+    def from_json(cls, text: bytes, *, name: str = "summary.json") -> RunSummary:
+        """Read a stored summary, ignoring fields that a later version may have added.
+
+        Args:
+            name: of the object, for messages.
+
+        Raises:
+            DamagedDocument: it is no summary.
+        """
+        return parse_document(text, cls, name=name, fix="restore it from a copy, or delete it")
 
 
 def account_for(

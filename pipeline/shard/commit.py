@@ -20,7 +20,10 @@ from ..catalog.commit_record import (
     rendering_digest,
 )
 from ..catalog.data_file import data_file_bytes
+from ..catalog.fence import refused, require_counted
+from ..catalog.index_version import newest_version
 from ..catalog.layout import AttemptPaths
+from ..catalog.parquet_file import footer_digest
 from ..catalog.schemas import RenderingRow, ResidualRow, rendering_table, residual_table
 from ..catalog.store import CatalogStore
 from ..planning.plan import PlannedConcept, Shard
@@ -41,21 +44,25 @@ def commit_shard(
     failures: Sequence[ConceptFailure],
     seconds: Mapping[str, float],
     measured: Measured | None = None,
+    lease_generation: int = 0,
 ) -> ShardCommit:
     """Commit an attempt: write its data files, then the record that names them.
 
     Args:
         attempt: a name that no other attempt at this shard in this run has.
-        residuals: one row per trained concept; none in a render shard, whose record refers to the committed residuals.
+        residuals: one row per trained concept. In a render shard the record refers to the committed residuals, except
+            for concepts that were trained again, because theirs were damaged.
         renderings: all images of the concepts that did not fail, in any order.
         failures: one per failed concept.
         seconds: by phase.
         measured: the device's speed.
+        lease_generation: of the run's lease.
 
     Returns:
         The record as written.
 
     Raises:
+        CatalogHeld: the run has lost its lease, and its commits are refused (see `index_version`). Nothing is left.
         StoreError: an object could not be written in full, or the residual of an earlier run was deleted. Either the
             catalog has not changed, or the attempt is committed and only the response was lost. In both cases, retry
             under another attempt.
@@ -66,17 +73,17 @@ def commit_shard(
     failed = {failure.concept_id for failure in failures}
     succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
     images = _images_by_concept(succeeded, renderings)
-    files: dict[str, str] = {}
-    written = 0
+    version = newest_version(store)
+    if lease_generation < version.fence:
+        raise refused(store, run_id)
+    data: dict[str, bytes] = {}
     if residuals:
-        files["residuals"] = paths.residuals
-        written += _put(store, paths.residuals, data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP))
+        data["residuals"] = data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP)
     if renderings:
-        files["renderings"] = paths.renderings
         ordered = [image for own in images.values() for image in own]
-        written += _put(store, paths.renderings, data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP))
+        data["renderings"] = data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP)
+    files = {kind: getattr(paths, kind)(footer_digest(content)) for kind, content in data.items()}
     concepts = _committed_concepts(succeeded, residuals, images, files)
-    _require_residuals(store, concepts, files)
     record = ShardCommit(
         run_id,
         shard.shard_id,
@@ -86,11 +93,32 @@ def commit_shard(
         tuple(concepts),
         tuple(failures),
         seconds,
-        bytes_written=written,
+        bytes_written=sum(map(len, data.values())),
         measured=measured,
+        lease_generation=lease_generation,
+        index_version=version.number,
     )
-    _put(store, paths.record, record.to_json())
+    for kind, path in files.items():
+        _put(store, path, data[kind])
+    try:
+        _require_residuals(store, concepts, files)
+    except StoreError:  # its concepts may have been forgotten, and these files have rows of them
+        for path in files.values():
+            store.delete(path)
+        raise
+    put_record(store, record)
     return record
+
+
+def put_record(store: CatalogStore, record: ShardCommit) -> None:
+    """Write a commit record, whose data files are written.
+
+    Raises:
+        CatalogHeld: the run has lost its lease, and its commits are refused. Neither record nor data files are left.
+        StoreError: it could not be written in full.
+    """
+    _put(store, record.paths.record, record.to_json())
+    require_counted(store, record)
 
 
 def _check_cover(
@@ -103,9 +131,10 @@ def _check_cover(
     failed = [failure.concept_id for failure in failures]
     succeeded = [concept for concept in shard.concepts if concept.concept_id not in failed]
     rendered = {row.concept_id for row in renderings}
+    trained = [row.concept_id for row in residuals]
     expected = {
         "failures": (failed, set(failed) & set(shard.concept_ids)),
-        "residuals": ([row.concept_id for row in residuals], _ids(succeeded) if shard.kind == "train" else set()),
+        "residuals": (trained, _ids(one for one in succeeded if shard.kind == "train" or one.concept_id in trained)),
         "renderings": (list(rendered), _ids(one for one in succeeded if one.row.prompts)),
     }
     for what, (given, wanted) in expected.items():
@@ -123,8 +152,8 @@ def _images_by_concept(
     return images
 
 
-def _put(store: CatalogStore, path: str, data: bytes) -> int:
-    """Write an object, check that the store has not truncated it, and return its size."""
+def _put(store: CatalogStore, path: str, data: bytes) -> None:
+    """Write an object, and check that the store has not truncated it."""
     store.write(path, data)
     held = store.size(path)
     if held != len(data):
@@ -132,7 +161,6 @@ def _put(store: CatalogStore, path: str, data: bytes) -> int:
             f"{store.url(path)} holds {held} of the {len(data)} bytes that were sent",
             fix="submit again; if it happens again, a proxy or the network on the way to the store drops bytes",
         )
-    return len(data)
 
 
 def _require_residuals(store: CatalogStore, concepts: Iterable[CommittedConcept], files: Mapping[str, str]) -> None:
@@ -185,13 +213,15 @@ def _committed_concept(
         residual_row=residual_row,
         rendering_file=files["renderings"] if images else None,
         rendering_rows=(first_image, len(images)) if images else (0, 0),
-        scores=_scores(images),
+        scores=mean_scores(images),
         residual_digest=residual_digest,
         renderings_digest=rendering_digest(row.image for row in images),
+        request_digest=planned.fingerprints.request,
     )
 
 
-def _scores(images: Sequence[RenderingRow]) -> dict[str, VariantScores]:
+def mean_scores(images: Sequence[RenderingRow]) -> dict[str, VariantScores]:
+    """The mean scores of a concept's renderings, by variant."""
     by_variant: defaultdict[str, list[RenderingRow]] = defaultdict(list)
     for row in images:
         by_variant[row.variant].append(row)

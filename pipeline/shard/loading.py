@@ -11,20 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...core.concept import Concept
-from ...core.errors import ConceptError, ConceptFailure, PersresError, StoreError
+from ...core.errors import ConceptError, ConceptFailure, PersresError, StoreObjectMissing
 from ...core.identifier_token import tokenize_concept_prompt
 from ...core.latents import fit_square
 from ...core.residual import Residual, check_residual
 from ..catalog.commit_record import CommittedConcept
-from ..catalog.results import read_residual, read_residual_row
+from ..catalog.data_file import DamagedFile
+from ..catalog.results import read_residual_row
 from ..catalog.store import CatalogStore
 from ..planning.fingerprint import fingerprint
 from ..planning.plan import PlannedConcept
 from ..references.images import digest_references, load_references
 from .personalizer import Personalizer
+from .thumbnails import reference_thumbnails
 from .work import ShardWork
 
 LOADING_THREADS = 4
@@ -35,15 +38,18 @@ class LoadedConcept:
     """A concept with everything that the device stage needs.
 
     Attributes:
-        concept: its references are square, of the base model's resolution; none in a render shard.
+        concept: its references are square, of the base model's resolution; none unless `trains`.
         scorer_references: the references as prepared by the scorer, or None without a scorer.
-        residual: the committed residual: in a render shard to render with, in a train shard for a warm start; None for
-            a cold start.
+        residual: the committed residual: to render with, or if `trains` for a warm start; None for a cold start.
+        thumbnails: of the references, as WebP; none unless `trains`.
+        trains: whether it is trained: always in a train shard, in a render shard if its committed residual is damaged.
     """
 
     concept: Concept
     scorer_references: Tensor | None
     residual: Residual | None
+    trains: bool = True
+    thumbnails: tuple[bytes, ...] = ()
 
 
 def load_shard(work: ShardWork, personalizer: Personalizer, store: CatalogStore) -> list[LoadedConcept]:
@@ -90,7 +96,8 @@ def _check_prompts(work: ShardWork, personalizer: Personalizer, planned: Planned
 def _load_concept(
     work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
 ) -> LoadedConcept:
-    row, scorer, trains = planned.row, personalizer.scorer, work.shard.kind == "train"
+    row, scorer = planned.row, personalizer.scorer
+    residual, trains = _committed_residual(work, personalizer, planned, store)
     images: tuple[np.ndarray, ...] = ()
     if trains or scorer is not None:  # the identity score compares with the references
         images = load_references(row, work.spec.references)
@@ -99,8 +106,8 @@ def _load_concept(
     references = tuple(fit_square(image, side) for image in images) if trains else ()
     concept = Concept(row.concept_id, row.macro_class, references, tuple(row.prompts), row.seed_for(work.spec.seed))
     scorer_references = scorer.prepare(images) if scorer is not None else None
-    residual = (_warm_start if trains else _committed_residual)(work, personalizer, planned, store)
-    return LoadedConcept(concept, scorer_references, residual)
+    thumbnails = reference_thumbnails(images) if trains else ()
+    return LoadedConcept(concept, scorer_references, residual, trains, thumbnails)
 
 
 def _check_unchanged(work: ShardWork, personalizer: Personalizer, planned: PlannedConcept) -> None:
@@ -133,51 +140,57 @@ def _is_local(uri: str) -> bool:
 
 def _committed_residual(
     work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
-) -> Residual:
-    """Return the committed residual of a concept that is only rendered.
+) -> tuple[Residual | None, bool]:
+    """Return the committed residual to render with or to start from, if there is one, and whether to train.
+
+    One that is damaged, gone, or of another base model costs its concept a cold start, noted with the reason: in a
+    render shard, too, the concept is trained again. Its fingerprint says that the result will be the same.
 
     Raises:
-        ConceptError: it is damaged, or does not fit the base model.
+        StoreError: the store failed in spite of retries.
     """
-    assert planned.committed is not None, "plan_run gives every render-only concept its committed residual"
-    blob = read_residual(store, planned.committed)
+    trains, committed = work.shard.kind == "train", planned.committed
+    if trains and (work.spec.training.warm_start is None or committed is None):
+        return None, True
+    assert committed is not None, "plan_run gives every render-only concept its committed state"
     try:
-        residual = Residual.from_bytes(blob)
-        check_residual(residual, personalizer.base.target_layers)
-    except PersresError as error:
-        raise ConceptError(f"committed residual: {error.message}", stage="load", fix=error.fix) from error
-    return residual
-
-
-def _warm_start(
-    work: ShardWork, personalizer: Personalizer, planned: PlannedConcept, store: CatalogStore
-) -> Residual | None:
-    """Return the committed residual if the spec has warm starts and it fits; if it does not, note why."""
-    if work.spec.training.warm_start is None or planned.committed is None:
-        return None
-    try:
-        residual, reason = _fitting_residual(work, personalizer, planned.committed, store)
-    except (PersresError, StoreError) as error:
-        residual, reason = None, str(error)
+        residual, reason = _fitting_residual(work, personalizer, committed, store)
+    except (DamagedFile, StoreObjectMissing) as error:
+        residual, reason = None, error.message
     if residual is None:
-        work.note(f"concept {planned.concept_id} starts cold: {reason}")
-    return residual
+        work.note(f"concept {planned.concept_id} {'starts cold' if trains else 'is trained again'}: {reason}")
+    return residual, trains or residual is None
 
 
 def _fitting_residual(
     work: ShardWork, personalizer: Personalizer, committed: CommittedConcept, store: CatalogStore
 ) -> tuple[Residual | None, str]:
-    """Return a committed residual that fits the spec and the base model, or None and the reason."""
+    """Return a committed residual that fits the spec and the base model, or None and the reason.
+
+    Raises:
+        DamagedFile, StoreObjectMissing: it is damaged or gone.
+        StoreError: the store failed in spite of retries.
+    """
     base, settings = personalizer.base, work.spec.training
     row = read_residual_row(store, committed)
     if row.base_model_revision != base.revision:
         return None, f"its residual belongs to base model {row.base_model} at {row.base_model_revision}"
-    residual = Residual.from_bytes(row.residual)
-    check_residual(residual, base.target_layers)
-    if residual.ranks != {layer.name: layer.rank(settings.rank_fraction) for layer in base.target_layers}:
+    try:
+        residual = Residual.from_bytes(row.residual)
+        check_residual(residual, base.target_layers)
+    except PersresError as error:
+        return None, error.message
+    if residual.ranks != {layer.name: layer.rank(settings.rank) for layer in base.target_layers}:
         return None, "its residual has other ranks"
     if (residual.identifier is not None) != settings.train_identifier:
         return None, f"its residual was trained {'with' if residual.identifier is not None else 'without'} V*"
     if row.identifier_token != settings.identifier_token:
         return None, f"its residual was trained with {row.identifier_token!r} for V*"
+    tensors = [*residual.a.values(), *residual.b.values()]
+    if residual.identifier is not None:
+        tensors.append(residual.identifier)
+        if residual.identifier.shape != (base.text_encoder.config.hidden_size,):
+            return None, f"its residual has a V* of shape {tuple(residual.identifier.shape)}"
+    if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors):
+        return None, "its residual holds values that are not finite numbers of 32 bits"
     return residual, ""

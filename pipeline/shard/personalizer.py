@@ -53,6 +53,5 @@ def load_personalizer(
     check_trainable(model, spec.training)
     batch_size = spec.scoring.batch_size
     clip = load_scorer(scorer.path, device=device, batch_size=batch_size) if scorer else None
-    return Personalizer(
-        model, clip, resolve_pack_size(store, model, spec.training), loading_tokenizer=copy.deepcopy(model.tokenizer)
-    )
+    pack_size = resolve_pack_size(store, model, spec.training, spec.shard_size)
+    return Personalizer(model, clip, pack_size, loading_tokenizer=copy.deepcopy(model.tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,9 +22,13 @@ LOSSES_IN_FINAL = 10
 
 
 def residual_row(
-    planned: PlannedConcept, trained: TrainedResidual, base: BaseModel, settings: TrainingSettings
+    planned: PlannedConcept,
+    trained: TrainedResidual,
+    base: BaseModel,
+    settings: TrainingSettings,
+    thumbnails: Sequence[bytes] = (),
 ) -> ResidualRow:
-    """Return the row of a trained concept: its residual, and how it was trained."""
+    """Return the row of a trained concept: its residual, how it was trained, and thumbnails of its references."""
     blob = trained.residual.to_bytes(
         {
             "concept_id": planned.concept_id,
@@ -50,6 +55,7 @@ def residual_row(
         seconds=trained.seconds,
         metadata=dict(planned.row.metadata),
         remedy=trained.remedy,
+        reference_thumbnails=tuple(thumbnails),
     )
 
 

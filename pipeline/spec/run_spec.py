@@ -13,6 +13,7 @@ from ...core.sampling.settings import SamplingSettings
 from ...core.scoring.settings import ScoringSettings
 from ...core.settings import Settings
 from ...core.training.settings import TrainingSettings
+from ..manifest.settings import ManifestSettings
 from ..manifest.text import MAX_PROMPT_CHARACTERS, check_text
 from ..models.names import SPRITEWORLD, check_model_uri, is_uri
 from ..references.settings import ReferenceSettings
@@ -73,12 +74,13 @@ class RunSpec(Settings):
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     references: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    manifest: ManifestSettings = Field(default_factory=ManifestSettings)
     recovery: RecoverySettings = Field(default_factory=RecoverySettings)
     prices: Prices = Field(default_factory=Prices)
 
     @classmethod
     def not_fingerprinted(cls) -> frozenset[str]:
-        return frozenset({"shard_size", "workers", "catalog", "recovery", "prices"})
+        return frozenset({"shard_size", "workers", "catalog", "manifest", "recovery", "prices"})
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...core.errors import StoreRefused
+
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -29,19 +31,57 @@ def create_file(target: str, data: bytes) -> None:
     _sync_folder(target)
 
 
-def files_below(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Path and state of every file in `folder` at any depth; what disappears meanwhile is left out."""
+def files_below(folder: str, *, follow_links: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """Path and state of every file in `folder` at any depth; what disappears meanwhile is left out.
+
+    Raises:
+        StoreRefused: there is a link, and `follow_links` is False: what it points to may lie anywhere. Links with
+            hidden names, as editors make them, are left out.
+    """
     try:
         with os.scandir(folder) as found:
             entries = list(found)
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from files_below(entry.path)
+        if not follow_links and entry.is_symlink():
+            if not entry.name.startswith("."):
+                raise _is_link(entry.path)
+        elif entry.is_dir():
+            yield from files_below(entry.path, follow_links=follow_links)
         else:
             with suppress(FileNotFoundError):
                 yield entry.path, entry.stat()
+
+
+def folders_in(folder: str) -> list[str]:
+    """The paths of the folders directly in `folder`, without hidden ones and links; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return [one.path for one in found if one.is_dir(follow_symlinks=False) and not one.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def refuse_links(root: str, path: str) -> None:
+    """Check that no part of the relative `path` is a link; `root` itself may be one.
+
+    Raises:
+        StoreRefused: a part is a link.
+    """
+    full = root
+    for name in filter(None, path.split("/")):
+        full = f"{full}/{name}"
+        if os.path.islink(full):
+            raise _is_link(full)
+
+
+def _is_link(path: str) -> StoreRefused:
+    return StoreRefused(
+        f"{path} is a link, and no object of a catalog is read, changed or removed through one",
+        fix="replace it by what it points to, or remove the link itself",
+        reason="a link",
+    )
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import io
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from ...core.errors import StoreError, StoreObjectMissing, StoreRefused, StoreUnavailable
 from ...core.timing import STORE_RETRY_S
 from .errors import ErrorKind, error_kind, fix_for, is_precondition_failed, short_reason
-from .local_files import create_file, files_below, replace_file
+from .local_files import create_file, files_below, folders_in, refuse_links, replace_file
+from .range_reader import RangeReader
 from .retry import with_retry
 from .stored_object import StoredObject, stored_object
 from .uri import file_system, known_secrets, normalized, open_file_system, redact, without_credentials
@@ -48,6 +48,8 @@ class ObjectStore:
     Raises:
         InvalidInput: `uri` holds credentials, or no file system is installed for its scheme.
     """
+
+    _follows_links = True  # on a local disk
 
     def __init__(self, uri: str, *, what: str = "catalog", retry_s: float = STORE_RETRY_S) -> None:
         self.uri, self.what, self.retry_s = uri, what, retry_s
@@ -132,7 +134,7 @@ class ObjectStore:
         def fetch(start: int, end: int) -> bytes:
             return self._retry("read", path, lambda: self._fs.cat_file(full, start=start, end=end))
 
-        with _RangeReader(state.size or 0, fetch) as file:
+        with RangeReader(state.size or 0, fetch) as file:
             try:
                 yield cast(BinaryIO, file)
             except OSError as error:  # the reader's own, such as Arrow's when a checksum is wrong
@@ -269,16 +271,33 @@ class ObjectStore:
         relative = ((path[len(self._root) + 1 :], state) for path, state in sorted(found.items()))
         return {path: state for path, state in relative if hidden or not path.rsplit("/", 1)[-1].startswith(".")}
 
+    def folders(self, prefix: str = "") -> list[str]:
+        """The paths of the folders directly in the folder `prefix`, sorted, without hidden ones and links."""
+        folder = self._full(prefix.rstrip("/"))
+        names = self._retry("list", prefix, lambda: self._folders_in(folder))
+        return sorted(name[len(self._root) + 1 :].rstrip("/") for name in names)
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _full(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError(f"not a path inside a {self.what}: {path!r}")
+        if self._local and not self._follows_links:
+            refuse_links(self._root, path)
         return f"{self._root}/{path}" if path else self._root
+
+    def _folders_in(self, folder: str) -> list[str]:
+        if self._local:
+            return folders_in(folder)
+        self._fs.invalidate_cache()
+        try:
+            return [str(one["name"]) for one in self._fs.ls(folder, detail=True) if one["type"] == "directory"]
+        except FileNotFoundError:
+            return []
 
     def _objects_below(self, folder: str) -> Iterator[tuple[str, StoredObject]]:
         if self._local:
-            for path, state in files_below(folder):
+            for path, state in files_below(folder, follow_links=self._follows_links):
                 yield path, StoredObject(state.st_size, state.st_mtime)
             return
         self._fs.invalidate_cache()
@@ -351,32 +370,3 @@ class SingleObjects(ObjectStore):
 
     def _full(self, path: str) -> str:
         return path
-
-
-class _RangeReader(io.RawIOBase):
-    """An object of known size as a file: every read is one fetch, from the first byte to the one after the last."""
-
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        self._size, self._fetch = size, fetch
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        if end <= self._at:
-            return b""
-        data = self._fetch(self._at, end)
-        self._at += len(data)
-        return data

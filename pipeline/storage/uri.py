@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.config import conf
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from ...core.errors import InvalidInput
+from ...core.terminal_text import terminal_line
+from .credentials import has_credentials, known_secrets, redact, with_user_part_hidden, without_credentials
+
+__all__ = [
+    "check_address",
+    "file_system",
+    "has_credentials",
+    "known_secrets",
+    "normalized",
+    "open_file_system",
+    "redact",
+    "without_credentials",
+]
 
 _S3 = frozenset({"s3", "s3a"})
-_BUCKETS = _S3 | {"gs", "gcs"}  # nothing but a key can stand before an @ there
+_LITERAL_KEYS = _S3 | {"memory"}  # ? and # are characters of a name there
+_ONE_SLASH = re.compile(r"(?:s3a?|gs|gcs|az|abfss?|adl|hdfs|https?|hf|memory):/(?!/)", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _S3FS_TRIES = 3  # quick ones for each request, so that an operation of many requests does not restart for one
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://|(?P<file>file):(?=/)", re.IGNORECASE)
-_USER_PART = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<name>[^/:@]*)(?P<password>:[^@]*)?@", re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"(?i)(^|[&;_-])(sig|signature|token|secret|password|credential|key)=")
-_SECRET_VARIABLE = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|SAS")
 
 
 def open_file_system(uri: str, *, what: str = "catalog") -> tuple[Any, str]:
@@ -30,22 +42,68 @@ def open_file_system(uri: str, *, what: str = "catalog") -> tuple[Any, str]:
         what: the thing that lies there, for messages.
 
     Raises:
-        InvalidInput: the address holds credentials, or no file system is installed for its scheme.
+        InvalidInput: the address cannot be used (see `check_address`), or no file system is installed for its scheme.
     """
-    redacted = _without_user_part(uri)
-    if redacted != uri:
-        raise InvalidInput(
-            f"the {what}'s address {redacted} was given with credentials inside",
-            fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
-        )
+    check_address(uri, what=what)
     try:
         fs, root = file_system(uri)
     except (ImportError, ValueError) as error:
         raise InvalidInput(
-            f"cannot open the {what} {uri}: {redact(str(error), known_secrets())}",
+            f"cannot open the {what} {without_credentials(uri)}: {redact(str(error), known_secrets())}",
             fix="give a local path or a URI whose fsspec package is installed, such as s3fs for s3://",
         ) from None
     return fs, root.rstrip("/")
+
+
+def check_address(uri: str, *, what: str) -> None:
+    """Check that an address names one place, by its very characters, and holds no credentials.
+
+    Blanks, brackets, *, ?, % and letters of any script are characters like others; what a store or fsspec would take
+    for something else is refused.
+
+    Args:
+        what: the thing that lies there, for messages.
+
+    Raises:
+        InvalidInput: it is empty, a chain, incomplete, or holds credentials, control characters or a query.
+    """
+    if not uri.strip():
+        raise InvalidInput(f"the {what}'s address is empty", fix="give a folder or a URI such as s3://bucket/mugs")
+    if has_credentials(uri):
+        raise InvalidInput(
+            f"the {what}'s address {_shown(uri)} was given with credentials inside",
+            fix="give it without them: credentials come from the environment or a profile (AWS_PROFILE)",
+        )
+    if reason := _reason_to_refuse(uri):
+        raise InvalidInput(f"the {what}'s address {terminal_line(without_credentials(uri))} {reason[0]}", fix=reason[1])
+
+
+def _shown(uri: str) -> str:
+    hidden = with_user_part_hidden(uri)
+    return terminal_line(without_credentials(uri) if has_credentials(hidden) else hidden)
+
+
+def _reason_to_refuse(uri: str) -> tuple[str, str] | None:
+    """Why an address without credentials cannot be used, as a predicate, and the fix; None if it can."""
+    if "::" in uri:
+        return "has '::' in it, which chains file systems", "give one address, or rename the folder"
+    if _CONTROL.search(uri):
+        return "has a control character or a character that is not UTF-8", "rename it"
+    if _ONE_SLASH.match(uri):
+        return "has one slash after its scheme", "write two, as in s3://bucket/mugs"
+    match = _SCHEME.match(uri)
+    if match is None or match["file"] or match["scheme"].lower() in ("file", "local"):
+        return None
+    scheme, rest = match["scheme"].lower(), uri[match.end() :]
+    if not rest.strip("/"):
+        return "names no bucket or host", f"write it as in {scheme}://bucket/mugs"
+    if scheme in _S3 and "?versionId=" in rest:
+        return "names a version of an object", "leave the version out"
+    if scheme not in _LITERAL_KEYS and re.search("[?#]", rest):
+        return "has a query or a fragment", "give it without what follows the ? or #"
+    if {".", ".."} & set(rest.split("/")):
+        return "has a . or .. in its path, which stores take for a name", "write it without them"
+    return None
 
 
 def normalized(uri: str) -> str:
@@ -74,73 +132,13 @@ def file_system(uri: str) -> tuple[Any, str]:
         ValueError: no file system has this scheme.
     """
     uri = normalized(uri)
+    if "://" not in uri and "::" not in uri:  # a path, of which nothing is to be taken for a scheme or a pattern
+        return LocalFileSystem(), os.path.abspath(uri)
     is_s3 = get_protocol(uri) in _S3
     fs, path = fsspec.url_to_fs(uri, **(_s3_options() if is_s3 else {}))
     if is_s3:
         fs.retries = _S3FS_TRIES
     return fs, str(path)
-
-
-def without_credentials(uri: str) -> str:
-    """`uri` without user name, password, query and fragment, which may be secrets; plain paths are unchanged."""
-    if "://" not in uri:
-        return uri
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # not a URI after all; what follows the scheme may still hold a password
-        return uri.split("://")[0] + "://…"
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
-
-
-def has_credentials(uri: str) -> bool:
-    """Whether an address holds a password, a key or a signature.
-
-    A name alone before the @ is no secret on stores that put a container's name there, such as
-    abfs://container@account.
-    """
-    if _without_user_part(uri) != uri:
-        return True
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # not a URI after all
-        return False
-    is_web = parts.scheme in ("http", "https", "ftp")
-    return bool(parts.password or (is_web and parts.username) or _SECRET_PARAMETER.search(parts.query))
-
-
-def _without_user_part(uri: str) -> str:
-    """`uri` with *** for a password, or for a key before a bucket's name; unchanged where there is none."""
-
-    def hidden(found: re.Match[str]) -> str:
-        scheme, password = found["scheme"], found["password"]
-        port_and_path = password and "/" in password and password[1:].split("/")[0].isdigit()
-        if port_and_path or not (password or scheme.lower() in _BUCKETS):
-            return found[0]
-        return f"{scheme}://***@"
-
-    return _USER_PART.sub(hidden, uri)
-
-
-def known_secrets() -> tuple[str, ...]:
-    """The credentials in the environment and in fsspec's configuration, longest first."""
-    found = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8]
-    found.extend(text for text in _texts(conf) if len(text) >= 4)
-    return tuple(sorted(set(found), key=len, reverse=True))
-
-
-def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """`text` with *** in place of each of `secrets`."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _texts(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _texts(value)
-        elif isinstance(value, str) and "url" not in name:
-            yield value
 
 
 def _s3_options() -> dict[str, Any]:

@@ -12,48 +12,56 @@ from ..support.import_graph import Import, file_graph, find_circle, folder, impo
 MAX_MODULES = 18
 
 ALLOWED = {
+    "core": "core/weights",
+    "core/scoring": "core/weights",
     "pipeline/catalog": "pipeline/storage",
     "pipeline/manifest": "pipeline/storage",
-    "pipeline/models": "pipeline/storage pipeline/spriteworld",
-    "pipeline/references": "pipeline/storage pipeline/manifest",
+    "pipeline/models": "pipeline/storage pipeline/spriteworld core/weights",
+    "pipeline/references": "pipeline/storage pipeline/manifest core/images",
     "pipeline/spec": (
         "pipeline/storage pipeline/manifest pipeline/models pipeline/references core/sampling core/scoring "
         "core/training"
     ),
-    "pipeline/planning": "pipeline/catalog pipeline/manifest pipeline/models pipeline/references pipeline/spec",
+    "pipeline/planning": (
+        "pipeline/storage pipeline/catalog pipeline/manifest pipeline/models pipeline/references pipeline/spec "
+        "core/scoring"
+    ),
     "pipeline/shard": (
-        "pipeline/catalog pipeline/models pipeline/references pipeline/spec pipeline/planning core/sampling "
-        "core/scoring core/training"
+        "pipeline/storage pipeline/catalog pipeline/models pipeline/references pipeline/spec pipeline/planning "
+        "core/sampling core/scoring core/training"
     ),
     "pipeline/personalize_shard.py": (
         "pipeline/catalog pipeline/spec pipeline/planning pipeline/shard core/sampling core/scoring core/training"
     ),
     "pipeline/run": (
-        "pipeline/catalog pipeline/manifest pipeline/references pipeline/spec pipeline/planning pipeline/shard"
+        "pipeline/storage pipeline/catalog pipeline/manifest pipeline/spec pipeline/planning pipeline/shard core/images"
     ),
-    "pipeline/maintenance": "pipeline/storage pipeline/catalog pipeline/shard",
-    "pipeline/export.py": "pipeline/catalog pipeline/models",
-    "pipeline/spriteworld/training": "pipeline/spriteworld pipeline/catalog pipeline/manifest core/scoring",
+    "pipeline/maintenance": "pipeline/storage pipeline/catalog pipeline/shard core/images",
+    "pipeline/export.py": "pipeline/storage pipeline/catalog pipeline/models",
+    "pipeline/spriteworld/training": (
+        "pipeline/spriteworld pipeline/catalog pipeline/manifest core/images core/scoring"
+    ),
     "pipeline/benchmark": "pipeline/spriteworld pipeline/models pipeline/spec core/sampling core/training",
     "jobs/format.py": "pipeline/planning pipeline/run",
-    "jobs/cluster": "pipeline/storage pipeline/catalog pipeline/spec pipeline/run",
+    "jobs/cluster": "pipeline/storage pipeline/catalog pipeline/spec pipeline/run jobs/terminal",
     "jobs/schedule": "pipeline/storage pipeline/spec jobs/cluster",
     "jobs/driver": (
         "pipeline/catalog pipeline/models pipeline/spec pipeline/planning pipeline/shard "
         "pipeline/personalize_shard.py jobs/cluster"
     ),
     "jobs/observe": (
-        "pipeline/catalog pipeline/models pipeline/spec pipeline/planning pipeline/shard pipeline/run jobs/driver"
+        "pipeline/catalog pipeline/models pipeline/spec pipeline/planning pipeline/shard pipeline/run jobs/driver "
+        "jobs/terminal"
     ),
     "jobs/submit.py": (
-        "pipeline/storage pipeline/catalog pipeline/references pipeline/spec pipeline/planning pipeline/run "
-        "pipeline/maintenance jobs/cluster jobs/driver jobs/observe"
+        "pipeline/storage pipeline/catalog pipeline/spec pipeline/planning pipeline/run pipeline/maintenance "
+        "jobs/cluster jobs/driver jobs/observe jobs/terminal"
     ),
     "jobs/cli": (
         "pipeline/storage pipeline/catalog pipeline/manifest pipeline/models pipeline/spec pipeline/planning "
         "pipeline/run pipeline/maintenance pipeline/export.py pipeline/spriteworld "
         "pipeline/spriteworld/training pipeline/benchmark jobs/format.py jobs/cluster jobs/observe "
-        "jobs/schedule jobs/submit.py"
+        "jobs/schedule jobs/submit.py jobs/terminal"
     ),
 }
 """What each folder may import beside core. A file directly in pipeline/ or jobs/ counts as a folder of its own."""

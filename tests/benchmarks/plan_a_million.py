@@ -167,7 +167,7 @@ def commit_record(concepts: tuple[Any, ...]) -> tuple[str, bytes]:
 
     shard_id, attempt = Shard.of("train", concepts).shard_id, "001"
     paths = AttemptPaths(RUN_ID, shard_id, attempt)
-    files = {"residuals": paths.residuals, "renderings": paths.renderings}
+    files = {"residuals": paths.residuals("0" * 32), "renderings": paths.renderings("0" * 32)}
     scores = {variant: VariantScores(4, 0.3125, 0.625, 3) for variant in ("base", "residual", "lag")}
     committed = tuple(
         CommittedConcept(

@@ -38,6 +38,7 @@ def test_models_of_every_shape_pass(tiny_folder, sdxl_folder, sd1):
         ("model_index.json", {"unet": "UNet2DConditionModel"}, "its unet is missing"),
         ("unet/config.json", {"in_channels": 9}, "its unet takes 9 channels, its vae produces 4"),
         ("vae/config.json", {"block_out_channels": []}, "has no block_out_channels"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
     ],
 )
 def test_unsupported_parts_are_refused(folder, file, values, message):
@@ -55,7 +56,13 @@ def test_configuration_that_is_no_object_is_refused(folder):
 
 def test_weights_that_do_not_fit_their_configuration_are_invalid_input(folder):
     change(folder / "unet" / "config.json", block_out_channels=[64, 64])
-    with pytest.raises(InvalidInput, match="base model 'tiny' could not be loaded"):
+    with pytest.raises(InvalidInput, match=r"base model 'tiny': unet/.*safetensors .* config\.json says"):
+        load_base_model(folder, name="tiny", revision="")
+
+
+def test_model_that_predicts_the_sample_is_not_trained_as_if_it_predicted_noise(folder):
+    change(folder / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    with pytest.raises(InvalidInput, match="predicts 'sample'"):
         load_base_model(folder, name="tiny", revision="")
 
 

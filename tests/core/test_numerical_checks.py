@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -92,3 +93,12 @@ def test_image_of_one_colour_is_flat_and_not_black():
 def test_image_from_values_that_are_not_finite_is_a_fault():
     noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     assert image_fault(noise, finite=False) == "an image that is not finite"
+
+
+def test_weight_norms_are_computed_once_a_base_model(base: BaseModel):
+    assert weight_norms(base) is weight_norms(base)
+    doubled = dataclasses.replace(base, unet=copy.deepcopy(base.unet))
+    with torch.no_grad():
+        doubled.layer(doubled.target_layers[0]).weight *= 2  # type: ignore[operator]
+    norms, others = weight_norms(base), weight_norms(doubled)
+    assert norms[base.target_layers[0].name] * 2 == pytest.approx(others[base.target_layers[0].name])

@@ -87,7 +87,7 @@ def base_models() -> list[BadInput]:
         ("a missing vocabulary", _damaged(_removed("tokenizer")), ("lacks the folder 'tokenizer'",)),
         ("a damaged vocabulary", _damaged(_written("tokenizer/tokenizer.json", b"{")), ("tokenizer cannot be read",)),
         ("a damaged configuration", _damaged(_cut_to("unet/config.json", 40)), ("unet/config.json cannot be read",)),
-        ("no weights", _damaged(_removed(_UNET)), ("has no weights (*.safetensors) in unet",)),
+        ("no weights", _damaged(_removed(_UNET)), ("no weights (*.safetensors) in unet",)),
         ("weights that are only a pickle", _damaged(_pickled), ("weights only as a pickle", "safe_serialization")),
         ("weights cut off in the middle", _damaged(_cut_to(_UNET, 5000)), ("is damaged or cut off",)),
         ("empty weights", _damaged(_written(_UNET, b"")), ("is damaged or cut off",)),
@@ -96,7 +96,7 @@ def base_models() -> list[BadInput]:
         ("an index that names missing weights", _damaged(_written(
             "unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "part-1.safetensors"}}')),
             ("names 'part-1.safetensors'",)),
-        ("a model of another kind", _damaged(_flux), ("its unet is missing",)),
+        ("a model of another kind", _damaged(_flux), ("a transformer, FluxTransformer2DModel, and no UNet",)),
         ("an unsupported text encoder", _damaged(_changed(
             "model_index.json", text_encoder=["transformers", "T5EncoderModel"])), ("its text_encoder is T5",)),
         ("a part with custom code", _damaged(_changed(

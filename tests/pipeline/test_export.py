@@ -61,3 +61,56 @@ def test_export_without_the_base_model_is_refused(tmp_path: Path):
     store, committed = committed_with(str(tmp_path / "gone"), residual.to_bytes())
     with pytest.raises(InvalidInput, match="gone"):
         export_concept(store, committed, tmp_path / "out")
+
+
+@pytest.fixture
+def exportable(tmp_path: Path):
+    """A store, its one concept, and the folder to export to."""
+    base_folder = write_tiny_pipeline(tmp_path / "base", "sd1")
+    residual = initialize_residual(load_target_layers(base_folder), rank_fraction=0.1, a_std=0.1, seed=0)
+    return *committed_with(str(base_folder), residual.to_bytes()), tmp_path / "out"
+
+
+def test_export_replaces_files_only_with_force(exportable):
+    store, committed, out = exportable
+    (first, *_) = export_concept(store, committed, out)
+    exported = first.read_bytes()
+    first.write_bytes(b"edited")
+    with pytest.raises(InvalidInput, match=r"already exists.*--force"):
+        export_concept(store, committed, out)
+    assert first.read_bytes() == b"edited"
+    export_concept(store, committed, out, force=True)
+    assert first.read_bytes() == exported
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_export_writes_no_links_target(exportable, tmp_path: Path, dangling):
+    store, committed, out = exportable
+    target, link = tmp_path / "target", out / "mug-1" / DIFFUSERS_FILE
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    if not dangling:
+        target.write_bytes(b"precious")
+    with pytest.raises(InvalidInput, match="already exists"):
+        export_concept(store, committed, out)
+    export_concept(store, committed, out, force=True)
+    assert not link.is_symlink() and load_file(link)
+    assert not target.exists() if dangling else target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("concept_id", ["..", "../elsewhere", "a/b", ""])
+def test_export_stays_in_its_folder(exportable, concept_id):
+    store, committed, out = exportable
+    with pytest.raises(InvalidInput, match="no folder's name"):
+        export_concept(store, dataclasses.replace(committed, concept_id=concept_id), out, force=True)
+    assert not out.exists()
+
+
+def test_export_into_a_linked_folder_is_refused(exportable, tmp_path: Path):
+    store, committed, out = exportable
+    (tmp_path / "elsewhere").mkdir()
+    out.mkdir()
+    (out / "mug-1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidInput, match="is a link"):
+        export_concept(store, committed, out, force=True)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -34,6 +34,7 @@ WHAT = {
     "jobs/driver": "shards to workers",
     "jobs/observe": "log, metrics, webhook",
     "jobs/schedule": "cron, systemd, KubeRay",
+    "jobs/terminal": "all output",
     "pipeline/benchmark": "speed beside a peer",
     "pipeline/catalog": "records, index, lease",
     "pipeline/export.py": "files for other tools",
@@ -49,8 +50,10 @@ WHAT = {
     "pipeline/spriteworld": "the embedded default",
     "pipeline/spriteworld/training": "how its weights are made",
     "pipeline/storage": "bytes, errors, retry",
+    "core/images": "the one image decoder",
     "core/sampling": "LAG, images",
     "core/scoring": "CLIP scores, the gate",
+    "core/weights": "do the weights fit",
     "core/training": "packs, convergence",
     "core": "concept, residual, model",
 }

@@ -63,7 +63,7 @@ def submit(store: CatalogStore, spec: RunSpec, local_ray: None) -> LocalSubmit:
 
 @pytest.fixture
 def submit_command(tmp_path: Path, store: CatalogStore) -> list[str]:
-    """The command line of a run of six concepts c0 to c5, a second each, on one worker."""
+    """The command line of a run of ten concepts c0 to c9, a second each, on one worker."""
     spec = write_run_spec(tmp_path, workers=1, recovery={"lease_seconds": 5, "grace_seconds": 60})
-    manifest = write_manifest(tmp_path, [f"c{number}" for number in range(6)])
+    manifest = write_manifest(tmp_path, [f"c{number}" for number in range(10)])
     return command_line("submit", manifest, "--spec", spec, "--catalog", store.uri, "--json")

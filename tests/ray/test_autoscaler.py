@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from persres.jobs.driver import autoscaling, worker_pool
-from persres.jobs.driver.progress import RunOutcome, RunProgress
+from persres.jobs.driver.progress import RunProgress
 from persres.pipeline.spec.recovery import RecoverySettings
 
 from ..support.recording_observer import RecordingObserver
-from ..support.scripted_worker import poll_quickly, shard
+from ..support.scripted_worker import open_gate, poll_quickly, run_scripted, shard
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -38,28 +38,30 @@ def processes(folder: Path) -> set[str]:
     return {line.split()[0] for line in (folder / "log").read_text().splitlines()}
 
 
-def test_idle_workers_are_stopped_while_the_last_shard_continues(run, monkeypatch):
+def test_idle_workers_are_stopped_while_the_last_shard_continues(local_ray, tmp_path, monkeypatch):
     poll_quickly(monkeypatch, 0.1)
 
-    def run_with(recovery: RecoverySettings, meet: str) -> tuple[RunOutcome, list[int], list[str]]:
-        observer = RecordingObserver()
-        outcome = run(
-            shard(f"{meet}-a", *slow(4)),
-            shard(f"{meet}-b", "slow-b"),
-            shard(f"{meet}-c", "slow-c"),
-            workers=3,
-            recovery=recovery,
-            observer=observer,
-        )
-        assert len(outcome.committed) == 9 and outcome.workers == 3 and not outcome.incidents
-        return outcome, [progress.workers for progress in observer.progress if progress.left], observer.notices
+    def run_with(recovery: RecoverySettings, meet: str) -> tuple[list[int], list[str]]:
+        observer, gate = RecordingObserver(), tmp_path / meet
+        gate.mkdir()
 
-    stopped, workers, notices = run_with(STOP_IDLE_AT_ONCE, "meet3a")
+        def open_late(progress: RunProgress) -> None:
+            """Let the last shard go on once it has been the last for so many reports that others are stopped."""
+            alone = [one for one in observer.progress if one.committed == 2]
+            if len(alone) > 10 and (recovery is KEEP_IDLE or progress.workers == 1):
+                open_gate(gate)
+
+        observer.react = open_late
+        shards = shard(f"{meet}-a", "gate"), shard(f"{meet}-b"), shard(f"{meet}-c")
+        outcome = run_scripted(gate, *shards, workers=3, recovery=recovery, observer=observer)
+        assert len(outcome.committed) == 4 and outcome.workers == 3 and not outcome.incidents
+        return [progress.workers for progress in observer.progress if progress.left], observer.notices
+
+    workers, notices = run_with(STOP_IDLE_AT_ONCE, "meet3a")
     assert max(workers) == 3 and workers[-1] == 1, "one is left for the last shard"
     assert any("stopped: no shard waits, 1 shard in flight" in text for text in notices)
-    kept, workers, notices = run_with(KEEP_IDLE, "meet3b")
+    workers, notices = run_with(KEEP_IDLE, "meet3b")
     assert max(workers) == workers[-1] == 3 and not notices
-    assert stopped.ready_seconds < kept.ready_seconds
 
 
 def test_retried_shard_goes_to_an_idle_worker(run, tmp_path, monkeypatch):
@@ -77,7 +79,7 @@ def test_worker_is_started_for_a_retried_shard_if_all_idle_ones_are_stopped(run,
     assert len(processes(tmp_path)) == 3 and any("idle worker stopped" in text for text in observer.notices)
 
 
-def test_no_worker_is_stopped_while_the_lease_is_uncertain(run, monkeypatch):
+def test_no_worker_is_stopped_while_the_lease_is_uncertain(run, tmp_path, monkeypatch):
     """The shard in flight may then fail because of the store, and be retried."""
     poll_quickly(monkeypatch, 0.05)
     uncertain: list[int] = []
@@ -86,37 +88,41 @@ def test_no_worker_is_stopped_while_the_lease_is_uncertain(run, monkeypatch):
     def react(progress: RunProgress) -> None:
         if observer.ended and progress.left:
             (uncertain if len(uncertain) <= 15 else afterwards).append(progress.workers)
+        if afterwards[-1:] == [1]:
+            open_gate(tmp_path)
 
     observer = RecordingObserver(react)
     outcome = run(
-        shard("meet2-a", *slow(4)),
-        shard("meet2-b", "slow-b"),
+        shard("meet2-a", "gate"),
+        shard("meet2-b"),
         workers=2,
         recovery=STOP_IDLE_AT_ONCE,
         lease=Lease(lambda: not observer.ended or len(uncertain) > 15),
         observer=observer,
     )
-    assert len(outcome.committed) == 7 and set(uncertain) == {2} and afterwards[-1] == 1
+    assert len(outcome.committed) == 3 and set(uncertain) == {2} and afterwards[-1] == 1
 
 
-def test_stopping_run_keeps_only_workers_with_a_shard(run, monkeypatch):
+def test_stopping_run_keeps_only_workers_with_a_shard(run, tmp_path, monkeypatch):
     poll_quickly(monkeypatch, 0.1)
     workers: list[int] = []
 
     def react(progress: RunProgress) -> None:
         if observer.ended and progress.left:
             workers.append(progress.workers)
+        if workers[-1:] == [1]:
+            open_gate(tmp_path)
 
     observer = RecordingObserver(react)
     outcome = run(
-        shard("meet2-a", *slow(4)),
-        shard("meet2-b", "slow-b"),
+        shard("meet2-a", "gate"),
+        shard("meet2-b"),
         workers=2,
         recovery=KEEP_IDLE,
         stop_requested=lambda: bool(observer.ended),
         observer=observer,
     )
-    assert len(outcome.committed) == 7 and workers[-1] == 1
+    assert len(outcome.committed) == 3 and workers[-1] == 1
 
 
 def test_pending_workers_are_cancelled_when_no_shard_is_left_for_them(run, monkeypatch):

@@ -17,7 +17,7 @@ from persres.pipeline.catalog.commit_record import CommittedConcept, ShardCommit
 from persres.pipeline.spec.recovery import RecoverySettings
 
 from ..support.recording_observer import RecordingObserver
-from ..support.scripted_worker import poll_quickly, shard
+from ..support.scripted_worker import LINGER_S, open_gate, poll_quickly, shard
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -96,10 +96,9 @@ def test_concept_that_keeps_killing_is_quarantined_and_its_shard_mates_finish(ru
 
 def test_shards_on_the_worker_of_a_killer_are_not_blamed(run, tmp_path):
     """With one allowed loss: a shard that was blamed would be split or quarantined at once."""
-    outcome = run(
-        *(shard(name) for name in ("a", "kill1", "b", "kill2", "c")), workers=1, recovery=RecoverySettings(max_losses=1)
-    )
-    assert sorted(outcome.committed) == ["a", "b", "c"] and failed(outcome).keys() == {"kill1", "kill2"}
+    names = ("a", "killmate1", "b", "kill2", "c")
+    outcome = run(*map(shard, names), workers=1, recovery=RecoverySettings(max_losses=1))
+    assert sorted(outcome.committed) == ["a", "b", "c"] and failed(outcome).keys() == {"killmate1", "kill2"}
     assert all("killed 1 worker " in reason for reason in failed(outcome).values())
     assert any("was one of 2 on a worker that was lost" in incident for incident in outcome.incidents)
 
@@ -144,10 +143,10 @@ def test_error_that_concerns_the_whole_run_ends_it(run):
         run(shard("a"), shard("tiny-device", "b"))
 
 
-def test_progress_counts_concepts_and_those_in_progress(run, monkeypatch):
+def test_progress_counts_concepts_and_those_in_progress(run, tmp_path, monkeypatch):
     poll_quickly(monkeypatch, 0.1)
-    observer = RecordingObserver()
-    run(shard("slow1", "slow2"), shard("bad1"), workers=2, observer=observer)
+    observer = RecordingObserver(lambda progress: open_gate(tmp_path) if progress.in_progress == 1.0 else None)
+    run(shard("gate1", "slow2"), shard("bad1"), workers=2, observer=observer)
     seen = observer.progress
     assert (seen[-1].committed, seen[-1].failed, seen[-1].left) == (2, 1, 0)
     assert any(progress.in_progress == 1.0 for progress in seen), "half of a shard of two is one concept"
@@ -156,29 +155,29 @@ def test_progress_counts_concepts_and_those_in_progress(run, monkeypatch):
 
 
 def test_every_worker_gets_a_shard_before_any_gets_a_second(run, tmp_path):
-    run(shard("slow1"), shard("slow2"), workers=2)
+    run(shard("meet2-a"), shard("meet2-b"), workers=2)
     assert len(processes(tmp_path)) == 2
 
 
 def test_committing_shard_makes_room_for_another(run, tmp_path, monkeypatch):
     """Three are in flight then, and never more than two of them before the commit."""
     poll_quickly(monkeypatch, 0.05)
-    outcome = run(*(shard(name) for name in ("linger1", "slow1", "slow2", "slow3")), workers=1)
-    assert len(outcome.committed) == 4
-    order, ended = begun(tmp_path), list(outcome.committed)
-    assert order.index("slow2") < 3 and ended.index("slow1") < ended.index("linger1"), (order, ended)
+    outcome = run(*map(shard, ("commit-until-d", "until-c", "c", "d")), workers=1)
+    assert not outcome.failures and len(processes(tmp_path)) == 1
+    ended = list(outcome.committed)
+    assert ended.index("until-c") < ended.index("commit-until-d"), ended
 
 
 def test_lost_lease_ends_the_run_and_its_workers(run):
     with pytest.raises(CatalogHeld):
         run(*(shard(f"slow{number}") for number in range(6)), workers=1, lease=Lease(held_checks=3))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 4, "no worker is left behind"
 
 
-SHORT = RecoverySettings(stall_seconds=1, store_patience_seconds=1, max_losses=2)
+SHORT = RecoverySettings(stall_seconds=3, store_patience_seconds=2, max_losses=2)
 
 
 @pytest.mark.parametrize("name", ["hang1", "freeze1"])
@@ -187,30 +186,31 @@ def test_worker_without_progress_is_killed_and_its_shard_retried(run, tmp_path, 
     poll_quickly(monkeypatch, 0.1)
     outcome = run(shard(name, "a"), workers=1, recovery=SHORT)
     assert sorted(outcome.committed) == sorted(["a", name]) and not outcome.failures
-    assert "no progress for 2 s" in outcome.incidents[0] and "retried" in outcome.incidents[0]
-    assert len(processes(tmp_path)) == 2
+    assert any("no progress for 5 s" in incident and "retried" in incident for incident in outcome.incidents)
+    assert len(processes(tmp_path)) >= 2
 
 
 def test_worker_that_commits_has_more_time_than_one_that_computes(run, monkeypatch):
     poll_quickly(monkeypatch, 0.1)
-    long_retry = RecoverySettings(stall_seconds=1, store_patience_seconds=30)
+    long_retry = RecoverySettings(stall_seconds=LINGER_S / 2, store_patience_seconds=60)
     outcome = run(shard("linger1"), shard("linger2"), workers=1, recovery=long_retry)
     assert len(outcome.committed) == 2 and not outcome.incidents
 
 
 @pytest.mark.slow
-def test_suspended_driver_kills_no_worker(run, monkeypatch):
+def test_suspended_driver_kills_no_worker(run, tmp_path, monkeypatch):
     poll_quickly(monkeypatch, 0.1)
     monkeypatch.setattr(driver, "SUSPENDED_S", 1.0)
     suspensions = iter([True])
 
     def suspend(progress: RunProgress) -> None:
         if progress.in_progress and next(suspensions, False):
-            time.sleep(4)
+            time.sleep(SHORT.stall_seconds + 1)
+        elif progress.in_progress:  # the driver has looked for stalled workers since
+            open_gate(tmp_path)
 
-    shards = shard("slow1", "slow2", "slow3")
-    outcome = run(shards, workers=1, recovery=SHORT, observer=RecordingObserver(suspend))
-    assert len(outcome.committed) == 3 and not outcome.incidents
+    outcome = run(shard("gate1"), workers=1, recovery=SHORT, observer=RecordingObserver(suspend))
+    assert len(outcome.committed) == 1 and not outcome.incidents and not next(suspensions, False)
 
 
 def test_stop_request_lets_shards_in_flight_finish_and_starts_no_more(run, tmp_path, monkeypatch):

@@ -27,6 +27,6 @@ def test_stop_request_in_the_catalog_commits_what_is_in_flight(submit_command, s
     assert process.returncode == 143, err
     assert "requested a stop of this run at" in err and "Traceback" not in err
     done = len(read_committed(store))
-    assert 1 <= done < 6 and f"with {done} of 6 concepts" in err
+    assert 1 <= done < 10 and f"with {done} of 10 concepts" in err
     assert lease_holder(store) is None
     assert json.loads(store.read(RunPaths(run_id).stop_request))["by"]

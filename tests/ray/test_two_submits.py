@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import time
+from itertools import takewhile
 
 import pytest
 
@@ -17,7 +17,7 @@ from ..support.catalog_digest import residuals_written
 from ..support.processes import restore_sigint, running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NAMES = [f"c{number}" for number in range(6)]
+NAMES = [f"c{number}" for number in range(10)]
 
 
 def test_concurrent_submit_is_refused(submit_command, store):
@@ -31,15 +31,17 @@ def test_concurrent_submit_is_refused(submit_command, store):
 
 def test_waiting_submit_takes_over_from_a_killed_one(submit_command, store):
     with running(submit_command) as first:
-        wait_until(lambda: len(read_committed(store)) >= 1, first)
+        wait_until(lambda: lease_holder(store), first)
         with running([*submit_command, "--wait"]) as second:
-            time.sleep(8)  # it has read the manifest and found the catalog held
+            assert second.stdout and second.stderr
+            lines = iter(second.stderr.readline, "")
+            before = list(takewhile(lambda line: "waiting for run" not in line, lines))
+            wait_until(lambda: len(read_committed(store)) >= 1, first)
             first.kill()
             first.wait()
             killed_with = len(read_committed(store))
             out, err = second.communicate(timeout=400)
-            assert second.returncode == 0, err
-    assert "waiting for run" in err
+            assert second.returncode == 0, (before, err)
     summary = json.loads(out)
     assert summary["committed"] + summary["current"] == len(NAMES) and summary["current"] >= killed_with >= 1
     assert sorted(read_committed(store)) == NAMES and lease_holder(store) is None

@@ -113,7 +113,7 @@ class _Handler(QuietHandler):
     def _send_file(self, commit: Commit, name: str) -> None:
         data = commit.files.get(name)
         if data is None:
-            return self._refuse(404, "EntryNotFound")
+            return self._refuse(404, "EntryNotFound", commit.sha)
         requested = self.headers.get("Range")
         start = int(requested.removeprefix("bytes=").split("-")[0]) if requested else 0
         self.send_response(206 if requested else 200)
@@ -139,8 +139,10 @@ class _Handler(QuietHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, commit: str = "") -> None:
         self.send_response(status)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
         self.send_header("X-Error-Code", code)
         self.send_header("X-Error-Message", code)
         self.send_header("Content-Length", "0")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from persres.pipeline.shard.summary import ShardProgress, ShardSummary
 
 from .catalog_factories import planned, shard_of
 
+LINGER_S = 4.0
+_OPEN_GATE = "gate-is-open"
+
 
 class ScriptedWorker:
     """Does what the beginning of each concept's name says.
 
     "kill", "once" and "committed" exit, "hang" and "freeze" stop making progress, "raise", "refused", "store" and
-    "tiny-device" raise an error, "bad" fails, "slow" and "linger" take time on the device and after it, "meet2" waits
-    until two workers are there, "note" adds a note. Those that do so only the first time are "once", "hang", "freeze"
-    and "store".
+    "tiny-device" raise an error, "bad" fails, "slow" and "linger" take time on the device and after it, "note" adds a
+    note. Those that do so only the first time are "once", "hang", "freeze" and "store".
+
+    For tests that must not depend on how fast the machine is, others wait for what has to come first: "meet2" until two
+    workers are there, "gate" until the test calls `open_gate`, "killmate", the first time, until its worker has another
+    shard too, and "until-x" on the device and "commit-until-x" after it until x has begun.
 
     Shards overlap as on a real worker: each comes in a thread of its own, and a lock stands for the device.
 
@@ -42,6 +49,7 @@ class ScriptedWorker:
         self._progress: dict[tuple[str, str], ShardProgress] = {}
         self._device = threading.Lock()
         self._spoilt = False
+        self._in_flight: set[tuple[str, str]] = set()
 
     def ready(self) -> None:
         if (self._folder / "die-while-starting").exists():
@@ -51,6 +59,13 @@ class ScriptedWorker:
 
     @ray.method(concurrency_group="shards")
     def personalize(self, shard: Shard, attempt: str) -> ShardSummary:
+        self._in_flight.add((shard.shard_id, attempt))
+        try:
+            return self._personalize(shard, attempt)
+        finally:
+            self._in_flight.discard((shard.shard_id, attempt))
+
+    def _personalize(self, shard: Shard, attempt: str) -> ShardSummary:
         key = (shard.shard_id, attempt)
         self._write(f"{os.getpid()} {attempt} {' '.join(shard.concept_ids)}")
         with self._device:
@@ -63,7 +78,10 @@ class ScriptedWorker:
                 raise
         if any(name.startswith("linger") for name in shard.concept_ids):
             self._progress[key] = ShardProgress("commit", 1.0)
-            time.sleep(1.5)
+            time.sleep(LINGER_S)
+        for awaited in (name.removeprefix("commit-until-") for name in shard.concept_ids if "-until-" in name):
+            self._progress[key] = ShardProgress("commit", 1.0)
+            self._wait_for(awaited)
         done = tuple(name for name in shard.concept_ids if not name.startswith("bad"))
         notes = tuple(f"{name} was noted" for name in done if name.startswith("note"))
         return ShardSummary(*key, done, tuple(failures), {"train": 1.0}, notes)
@@ -72,6 +90,8 @@ class ScriptedWorker:
         failures = []
         for concept_id in shard.concept_ids:
             if concept_id.startswith("kill"):
+                if concept_id.startswith("killmate") and self._first_time(concept_id):
+                    _wait_until(lambda: len(self._in_flight) > 1)
                 os._exit(1)
             if concept_id.startswith("once") and self._first_time(concept_id):
                 os._exit(1)
@@ -80,7 +100,8 @@ class ScriptedWorker:
             if concept_id.startswith("hang") and self._first_time(concept_id):
                 time.sleep(600)
             if concept_id.startswith("freeze") and self._first_time(concept_id):
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # By `os.kill` another thread may get the signal, and this one goes on until that one is scheduled.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             if concept_id.startswith("refused"):
                 raise StoreRefused("no space left on device")
             if concept_id.startswith("committed"):
@@ -92,6 +113,11 @@ class ScriptedWorker:
                 raise PersresError("the device has too little memory to train a single concept", fix="a larger one")
             if concept_id.startswith("meet"):
                 self._meet(concept_id.partition("-")[0])
+            if concept_id.startswith("until-"):
+                self._wait_for(concept_id.removeprefix("until-"))
+            if concept_id.startswith("gate"):
+                self._progress[key] = ShardProgress("train", 0.5)
+                _wait_until((self._folder / _OPEN_GATE).exists)
             if concept_id.startswith("slow"):
                 self._progress[key] = ShardProgress("train", 0.5)
                 time.sleep(0.8)
@@ -110,14 +136,31 @@ class ScriptedWorker:
     def _meet(self, where: str) -> None:
         """Wait for as many workers as the name says, such as "meet3" or "meet3b"; use no name twice."""
         (self._folder / f"{where}-{os.getpid()}").touch()
-        while len(list(self._folder.glob(f"{where}-*"))) < int(where[4]):
-            time.sleep(0.05)
+        _wait_until(lambda: len(list(self._folder.glob(f"{where}-*"))) >= int(where[4]))
+
+    def _wait_for(self, concept_id: str) -> None:
+        """Wait until the concept's shard has begun on any worker."""
+        _wait_until(lambda: concept_id in (self._folder / "log").read_text().split())
 
     def _first_time(self, name: str) -> bool:
         marker = self._folder / f"seen-{name}"
         seen = marker.exists()
         marker.touch()
         return not seen
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    """Return when `condition` holds. If it does not within a minute, the concept fails."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("not within a minute")
+        time.sleep(0.05)
+
+
+def open_gate(folder: Path) -> None:
+    """Let the shards with a "gate" go on."""
+    (folder / _OPEN_GATE).touch()
 
 
 def shard(*concept_ids: str) -> Shard:

@@ -6,16 +6,15 @@ So identity is measured against drawings of the concept on the background that t
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ....core.errors import InvalidInput
+from ....core.images.decoding import RENDERING_FORMATS, open_image
 from ....core.scoring.quality_scores import Scorer, load_scorer
 from ...catalog.index import read_committed
 from ...catalog.results import read_renderings
@@ -111,7 +110,7 @@ def judge_images(
 
 
 def _pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    return np.asarray(open_image(png, formats=RENDERING_FORMATS).convert("RGB"))
 
 
 def _mean(variant: str, scores: Sequence[tuple[float, float, bool]]) -> VariantJudgement:

@@ -9,13 +9,13 @@ residual with LAG.
 from __future__ import annotations
 
 import argparse
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ....core.images.decoding import RENDERING_FORMATS, open_image
 from ...catalog.index import read_committed
 from ...catalog.results import read_renderings
 from ...catalog.schemas import RenderingRow
@@ -52,13 +52,13 @@ def showcase(demo: Path, concepts: int = 6) -> Image.Image:
 def _draw_row(canvas: Image.Image, top: int, row: ManifestRow, renderings: Sequence[RenderingRow]) -> None:
     reference = row.reference_images[0].uri
     assert reference is not None, "a demo's references are files"
-    canvas.paste(_tile(Image.open(reference.removeprefix("file://"))), (_left(0), top))
+    canvas.paste(_tile(open_image(Path(reference).read_bytes())), (_left(0), top))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for prompt_index in range(PROMPTS_SHOWN):
         images = {one.variant: one for one in renderings if one.prompt_index == prompt_index}
         first = 1 + prompt_index * len(COLUMNS)
         for column, variant in enumerate(COLUMNS, start=first):
-            canvas.paste(_tile(Image.open(io.BytesIO(images[variant].image))), (_left(column), top))
+            canvas.paste(_tile(open_image(images[variant].image, formats=RENDERING_FORMATS)), (_left(column), top))
         text = images["lag"].prompt_template.replace("{concept}", f"V* {row.macro_class}")
         pen.text((_left(first), top + SIDE + 3), f'"{text}"', FAINT, font)
 

@@ -87,5 +87,5 @@ def test_gate_requires_both_minima(prompt_bound, identity_bound, passed):
 
 
 def test_folder_without_a_clip_model_is_refused(tmp_path: Path):
-    with pytest.raises(InvalidInput, match="scorer could not be loaded"):
+    with pytest.raises(InvalidInput, match="scorer: no weights"):
         load_scorer(tmp_path)

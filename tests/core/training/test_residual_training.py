@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,56 +19,19 @@ from persres.core.latents import encode_references
 from persres.core.numerical_checks import relative_norms, weight_norms
 from persres.core.residual import Residual, initialize_residual
 from persres.core.training.convergence import EarlyStopping
-from persres.core.training.residual_training import TrainedResidual, train_residuals
+from persres.core.training.residual_training import RETRY_PACK_SIZE, TrainedResidual, train_residuals
 from persres.core.training.settings import TrainingSettings, WarmStart
 from persres.core.training.training_pack import TrainingPack, TrainingRequest
 
 from ...support.merged_weights import delta
+from ...support.trainings import SETTINGS, assert_same, digest, train
 
 MakeRequest = Callable[..., TrainingRequest]
-SETTINGS = TrainingSettings(iterations=4, batch_size=2, train_identifier=True)
 FROZEN_IDENTIFIER = SETTINGS.model_copy(update={"train_identifier": False})
 
 
-def train(base: BaseModel, requests: list[TrainingRequest], settings: TrainingSettings = SETTINGS, pack_size: int = 3):
-    results = {}
-    for result in train_residuals(base, requests, settings, pack_size=pack_size):
-        assert isinstance(result, TrainedResidual), result
-        results[result.concept_id] = result
-    return results
-
-
-def assert_same(left: Residual, right: Residual, **tolerance: float) -> None:
-    """Bit for bit unless a tolerance is given."""
-    pairs = [(left.a[name], right.a[name]) for name in left.a] + [(left.b[name], right.b[name]) for name in left.b]
-    if left.identifier is not None and right.identifier is not None:
-        pairs.append((left.identifier, right.identifier))
-    for one, other in pairs:
-        if tolerance:
-            torch.testing.assert_close(one, other, **tolerance)
-        else:
-            assert torch.equal(one, other)
-
-
-def digest(base: BaseModel) -> str:
-    """Return a digest of every weight and buffer of the frozen model."""
-    sha = hashlib.sha256()
-    for module in (base.unet, base.text_encoder, base.vae):
-        for name, tensor in sorted(module.state_dict().items()):
-            sha.update(name.encode() + tensor.numpy().tobytes())
-    return sha.hexdigest()
-
-
-@pytest.mark.parametrize("settings", [SETTINGS, FROZEN_IDENTIFIER], ids=["V* trained", "V* frozen"])
-def test_result_does_not_depend_on_neighbours_or_slot(
-    base: BaseModel, make_request: MakeRequest, settings: TrainingSettings
-):
-    alone = train(base, [make_request("one")], settings)["one"]
-    first = train(base, [make_request("one"), make_request("two"), make_request("three")], settings)["one"]
-    last = train(base, [make_request("four", references=5), make_request("five"), make_request("one")], settings)["one"]
-    for other in (first, last):
-        assert_same(alone.residual, other.residual)
-        assert np.array_equal(alone.losses, other.losses)
+NEVER_CONVERGING = EarlyStopping(check_every=2, window=2, threshold=1e-12, min_iterations=0)
+EAGER = EarlyStopping(check_every=2, window=2, threshold=0.03, min_iterations=0)
 
 
 def test_result_of_another_pack_size_agrees_within_rounding(base: BaseModel, make_request: MakeRequest):
@@ -93,7 +55,7 @@ def plain_loop(base: BaseModel, request: TrainingRequest, settings: TrainingSett
     """Train one concept as in the paper, with W + A B instead of W in every pass; no bank, no hooks."""
     start = initialize_residual(
         base.target_layers,
-        rank_fraction=settings.rank_fraction,
+        rank_fraction=settings.rank,
         a_std=settings.random_std,
         seed=derive_seed(request.seed, request.concept_id, "initialization"),
     )
@@ -240,6 +202,22 @@ def test_retry_adds_its_iterations_to_the_progress(base: BaseModel, make_request
     assert isinstance(result, TrainedResidual) and len(result.losses) == DIVERGING.iterations and result.seconds > 0
 
 
+def test_retries_train_in_a_small_pack(base: BaseModel, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    start_pack = TrainingPack.__init__
+
+    def record(self: TrainingPack, base: BaseModel, settings: TrainingSettings, size: int) -> None:
+        sizes.append(size)
+        start_pack(self, base, settings, size)
+
+    monkeypatch.setattr(TrainingPack, "__init__", record)
+    settings = DIVERGING.model_copy(update={"max_residual_norm": 0.1})
+    requests = [make_request(str(number)) for number in range(9)]
+    results = list(train_residuals(base, requests, settings, pack_size=8))
+    assert sizes == [8, RETRY_PACK_SIZE]
+    assert sorted(result.concept_id for result in results) == sorted(request.concept_id for request in requests)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_damaged_unet_fails_every_concept(sd1: BaseModel, make_request: MakeRequest, value: float):
     broken = dataclasses.replace(sd1, unet=copy.deepcopy(sd1.unet))
@@ -307,7 +285,17 @@ def test_warm_start_begins_at_the_given_residual(base: BaseModel, make_request: 
     assert_same(warm_started, start, rtol=0, atol=1e-9)
 
 
-EAGER = EarlyStopping(check_every=2, window=2, threshold=0.03, min_iterations=0)
+def test_plateau_starts_the_decay_and_the_end_follows(base: BaseModel, make_request: MakeRequest):
+    settings = SETTINGS.model_copy(update={"early_stopping": EAGER, "iterations": 20, "learning_rate": 1e-2})
+    requests = [make_request(f"concept-{number}", references=1 + number % 2) for number in range(6)]
+    stopped = train(base, requests, settings)
+    decaying = train(base, requests, settings.model_copy(update={"schedule": "linear", "decay_iterations": 3}))
+    for name, result in decaying.items():
+        plateau = len(stopped[name].losses)
+        assert len(result.losses) == min(plateau + 3, 20)
+        constant = min(plateau, 18)  # the first iteration of the decay still has the full rate, so its loss is the same
+        assert np.array_equal(result.losses[:constant], stopped[name].losses[:constant])
+    assert len({len(result.losses) for result in decaying.values()}) > 1
 
 
 def test_early_stopping_does_not_depend_on_the_pack(base: BaseModel, make_request: MakeRequest):
@@ -323,8 +311,9 @@ def test_early_stopping_does_not_depend_on_the_pack(base: BaseModel, make_reques
 
 
 def test_convergence_checks_do_not_change_the_result(base: BaseModel, make_request: MakeRequest):
-    never = EarlyStopping(check_every=2, window=2, threshold=1e-12, min_iterations=0)
-    checked = train(base, [make_request("one")], SETTINGS.model_copy(update={"early_stopping": never}))["one"]
+    checked = train(base, [make_request("one")], SETTINGS.model_copy(update={"early_stopping": NEVER_CONVERGING}))[
+        "one"
+    ]
     assert_same(checked.residual, train(base, [make_request("one")])["one"].residual)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from persres.core.exit_codes import ExitCode
 from persres.jobs.cli.app import main
+from persres.pipeline.catalog.store import CatalogStore
 
 
 def test_version_lists_the_package_and_its_libraries(command):
@@ -43,6 +44,7 @@ def test_unforeseen_error_is_one_line_and_a_hint(command, tmp_path, monkeypatch)
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("persres.pipeline.run.catalog_status.catalog_status", broken)
+    CatalogStore(str(tmp_path)).write("lease/00000001.json", b"{}")
     code, _, err = command("status", tmp_path)
     assert code == 1
     assert err.splitlines()[0] == "persres-batch: ZeroDivisionError: division by zero" and "--debug" in err

@@ -40,3 +40,13 @@ def test_demo_leaves_the_catalog_of_an_older_version_alone(command, tmp_path, su
     assert json.loads(old.read_text()) == {} and submitted == [
         (f"{tmp_path}/manifest.parquet", f"{tmp_path}/manifest-catalog")
     ]
+
+
+def test_demo_refuses_a_file_as_its_folder(command, tmp_path, submitted):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, _, err = command("demo", "--out", out)
+        assert code == 2 and str(out) in err and "Fix: " in err
+    code, _, err = command("demo", "--out", tmp_path / "a::b")
+    assert code == 2 and "'::'" in err and not (tmp_path / "a::b").exists()
+    assert (tmp_path / "file").read_text() == "x" and not submitted

@@ -15,6 +15,8 @@ from persres.pipeline.run.run_status import STOPPED_PREFIX
 from persres.pipeline.run.stop_file import watch_stop_file
 from persres.pipeline.run.summary import RunSummary
 
+from ...support.catalog_factories import commit, planned, shard_of
+
 FIRST, SECOND, THIRD = "20261121T030000Z-aaaaaa", "20261122T030000Z-bbbbbb", "20261123T030000Z-cccccc"
 NOBODY = "http://127.0.0.1:1"
 
@@ -30,6 +32,7 @@ def store(tmp_path: Path) -> CatalogStore:
         FIRST, rows=2, committed=1, failed=(ConceptFailure("b", "train", "NaN"),), current=0, removed=0
     )
     store.write(RunPaths(FIRST).summary, summary.to_json())
+    commit(store, shard_of(planned("a")), run_id=FIRST)
     ended_by = {"ended_by": f"{STOPPED_PREFIX} {SECOND} with 0 of 2 concepts done and committed"}
     store.write(RunPaths(SECOND).failures, json.dumps(ended_by).encode())
     return store

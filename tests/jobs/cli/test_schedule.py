@@ -36,4 +36,4 @@ def test_schedule_in_a_cluster_uses_the_specs_catalog_or_the_default_settings(co
     code, out, _ = command("schedule", "s3://bucket/mugs.parquet", *options, "--spec", "run.yaml")
     assert code == 0 and "--catalog s3://bucket/faces" in " ".join(out.split())
     code, _, err = command("schedule", "/data/mugs.parquet", *options, "--spec", "run.yaml", "--catalog", "")
-    assert code == 2 and "--catalog is empty" in err
+    assert code == 2 and "the catalog's address is empty" in err

@@ -233,7 +233,7 @@ def test_catalog_of_the_spec_keeps_to_its_bucket_and_out_of_credentials(spec, ca
 
 def test_catalog_given_wins_and_must_not_be_empty():
     assert choose_catalog("mugs.parquet", "mine", spec_with("other")).line is None
-    with pytest.raises(InvalidInput, match="--catalog is empty"):
+    with pytest.raises(InvalidInput, match="address is empty"):
         choose_catalog("mugs.parquet", "", spec_with(None))
 
 

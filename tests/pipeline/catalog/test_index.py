@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +24,10 @@ from persres.pipeline.catalog.index import (
     read_committed,
     read_records,
     rewrite_index,
-    torn_records,
-    torn_snapshots,
+    unused_objects,
 )
-from persres.pipeline.catalog.layout import AttemptPaths
+from persres.pipeline.catalog.index_version import Overtaken
+from persres.pipeline.catalog.layout import AttemptPaths, RunPaths
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.storage.stored_object import StoredObject
 
@@ -38,7 +40,7 @@ RUNS = ("20260101T000000Z-aaaaaa", "20260102T000000Z-000000", "20260103T000000Z-
 
 def record(run: int, attempt: int, names: str, *, shard: str = "train-1") -> ShardCommit:
     """A commit of concepts, each a letter of `names`; all fields of a concept depend on the commit."""
-    path = f"residuals/{RUNS[run]}_{shard}_{attempt:03}.parquet"
+    path = AttemptPaths(RUNS[run], shard, f"{attempt:03}").residuals("0" * 32)
     concepts = tuple(
         CommittedConcept(
             name,
@@ -98,6 +100,10 @@ class ObservedStore(CatalogStore):
         self._count()
         super().write(path, data)
 
+    def create(self, path: str, data: bytes) -> bool:
+        self._count()
+        return super().create(path, data)
+
     def delete(self, path: str) -> None:
         self._count()
         super().delete(path)
@@ -126,6 +132,14 @@ def stride(store: CatalogStore) -> int:
     return 5 if store.uri.startswith("s3") else 1
 
 
+def snapshots(store: CatalogStore) -> list[str]:
+    return [path for path in store.list(layout.INDEX) if path.endswith(".parquet")]
+
+
+def versions(store: CatalogStore) -> list[str]:
+    return [path for path in store.list(layout.INDEX) if layout.index_version_number(path)]
+
+
 HISTORY = (record(0, 1, "abc"), record(1, 2, "bc"), record(1, 1, "b", shard="train-2"), record(2, 1, "d"))
 
 
@@ -143,7 +157,7 @@ def test_compacted_catalog_reads_the_same_from_one_object(store):
 
     after = read_committed(store)
     assert list(after.items()) == list(before.items()) == list(expected_concepts(HISTORY).items())
-    assert store.list(layout.COMMITS) == [] and len(store.list(layout.INDEX)) == 1
+    assert store.list(layout.COMMITS) == [] and len(snapshots(store)) == len(versions(store)) == 1
     assert after.concepts_of_run(RUNS[1]) == {"b", "c"} == before.concepts_of_run(RUNS[1])
     assert store.run_ids() == [RUNS[2]], "the next run's id must sort after all in the index"
 
@@ -154,7 +168,7 @@ def test_compact_again_without_new_records_changes_nothing(store):
     assert compact(store) == 0 and store.list("") == objects
     put(store, record(2, 2, "ab"))
     assert compact(store) == 1
-    assert len(store.list(layout.INDEX)) == 1 and store.list(layout.INDEX) != objects
+    assert len(store.list(layout.INDEX)) == 2 and store.list(layout.INDEX) != objects
     assert read_committed(store) == expected_concepts([*HISTORY, record(2, 2, "ab")])
 
 
@@ -169,7 +183,7 @@ def test_compact_waits_for_more_records(store):
 def test_compact_of_nothing_or_failures_alone_writes_no_snapshot():
     assert compact(memory_store()) == 0
     store = catalog(replace(HISTORY[0], concepts=()))
-    assert compact(store) == 1 and store.list("") == []
+    assert compact(store) == 1 and store.list("") == versions(store)
 
 
 def test_compact_keeps_the_catalog_digest():
@@ -204,7 +218,10 @@ def test_compact_killed_anywhere_loses_nothing_and_the_next_one_finishes(store):
         put(store, HISTORY[0])  # a retried request writes a deleted record again
         compact(store)
         assert read_committed(store) == expected_concepts(HISTORY)
-        assert len(store.list("")) == 1
+        assert (
+            len(snapshots(store)) - len([path for path in unused_objects(store).replaced if path.endswith(".parquet")])
+            == 1
+        )
         for path in store.list(""):
             store.delete(path)
         for one in HISTORY:
@@ -216,7 +233,7 @@ def test_compact_killed_anywhere_loses_nothing_and_the_next_one_finishes(store):
 def test_compact_removes_nothing_if_the_snapshot_cannot_be_read_back(store):
     class Corrupting(CatalogStore):
         def write(self, path: str, data: bytes) -> None:
-            super().write(path, data[:-1] + b"x")
+            super().write(path, data[:-1] + b"x" if path.endswith(".parquet") else data)
 
     corrupting = Corrupting.__new__(Corrupting)
     corrupting.__dict__.update(store.__dict__)
@@ -228,7 +245,7 @@ def test_compact_removes_nothing_if_the_snapshot_cannot_be_read_back(store):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "newer", "other columns"])
 def test_damaged_snapshot_is_named_with_a_fix(store, damage):
     compact(store)
-    [path] = store.list(layout.INDEX)
+    [path] = snapshots(store)
     data = bytearray(store.read(path))
     table = pq.read_table(io.BytesIO(bytes(data)))
     if damage == "cut":
@@ -242,7 +259,49 @@ def test_damaged_snapshot_is_named_with_a_fix(store, damage):
         pq.write_table(table.replace_schema_metadata(version), buffer)
         data = buffer.getvalue()
     store.write(path, bytes(data))
-    with pytest.raises(StoreError, match="has version 2" if damage == "newer" else f"{path} is damaged.*Fix: restore"):
+    with pytest.raises(StoreError, match=f"{path} is damaged.*Fix: restore"):
+        read_committed(store)
+    assert compact_fails_and_keeps_everything(store)
+
+
+def compact_fails_and_keeps_everything(store: CatalogStore) -> bool:
+    objects = store.list("")
+    with pytest.raises(StoreError):
+        compact(store)
+    return store.list("") == objects
+
+
+def earlier_release(store: CatalogStore, **metadata: bytes) -> str:
+    """Turn a compacted catalog into one of an earlier release: a snapshot without digest and no version."""
+    [path] = snapshots(store)
+    table = pq.read_table(io.BytesIO(store.read(path)))
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata or None), buffer)
+    for one in store.list(layout.INDEX):
+        store.delete(one)
+    old = f"{layout.INDEX}{RUNS[2]}_0123abcd.parquet"
+    store.write(old, buffer.getvalue())
+    return old
+
+
+def test_catalog_of_an_earlier_release_is_read_and_gets_a_version_with_the_next_compaction(store):
+    compact(store)
+    old = earlier_release(store)
+    assert read_committed(store) == expected_concepts(HISTORY)
+    put(store, record(0, 2, "ax"))
+    compact(store, after=100)
+    assert old not in store.list("") and len(versions(store)) == len(snapshots(store)) == 1
+    assert read_committed(store) == expected_concepts([*HISTORY, record(0, 2, "ax")])
+
+
+@pytest.mark.parametrize("damage", ["cut", "newer"])
+def test_damaged_snapshot_of_an_earlier_release_is_an_error_whatever_was_committed_since(store, damage):
+    compact(store)
+    old = earlier_release(store, **({"persres.schema_version": b"9"} if damage == "newer" else {}))
+    if damage == "cut":
+        store.write(old, store.read(old)[:-20])
+    put(store, replace(record(2, 2, "ax"), run_id="20260109T000000Z-dddddd"))
+    with pytest.raises(StoreError, match="has version 9" if damage == "newer" else f"{old} is damaged.*repair"):
         read_committed(store)
 
 
@@ -250,31 +309,69 @@ def test_torn_record_is_ignored_and_kept(store):
     path, one = AttemptPaths(RUNS[2], "torn", "001").record, record(2, 1, "ax", shard="torn")
     store.write(path, one.to_json()[:-40])
     assert read_committed(store) == expected_concepts(HISTORY)
-    assert (len(read_records(store)), torn_records(store)) == (len(HISTORY), [path])
+    assert (len(read_records(store)), unused_objects(store).torn) == (len(HISTORY), (path,))
     assert compact(store) == len(HISTORY)
-    assert store.list(layout.COMMITS) == torn_records(store) == [path]
+    assert store.list(layout.COMMITS) == list(unused_objects(store).torn) == [path]
 
     put(store, one)  # its writer was slow
-    assert torn_records(store) == []
+    assert unused_objects(store).torn == ()
     assert read_committed(store) == expected_concepts([*HISTORY, one])
 
 
-def test_torn_snapshot_is_ignored_and_kept(store):
+@pytest.mark.parametrize("lost", ["named record", "snapshot", "version", "index", "index and records"])
+def test_lost_part_of_the_index_is_an_error_that_names_it(store, lost):
     compact(store)
-    [whole] = store.list(layout.INDEX)
-    torn = layout.index_file(RUNS[2], "torn")
-    store.write(torn, store.read(whole)[:100])
-    assert read_committed(store) == expected_concepts(HISTORY)
-    assert torn_snapshots(store) == [torn]
-    put(store, record(2, 2, "ab"))
+    put(store, replace(record(2, 2, "a"), index_version=2))
+    compact(store, after=100)  # names the record
+    store.write(RunPaths(RUNS[2]).summary, b'{"committed": 1}')
+    [snapshot], [version] = snapshots(store), versions(store)
+    removed = {
+        "named record": store.list(layout.COMMITS),
+        "snapshot": [snapshot],
+        "version": [version],
+        "index": [snapshot, version],
+        "index and records": [snapshot, version, *store.list(layout.COMMITS)],
+    }[lost]
+    for path in removed:
+        store.delete(path)
+    names = {"version": "index/", "index": "index/00000002.json", "index and records": "index/"}
+    expected = re.escape(names.get(lost, removed[0]))
+    for read in (read_committed, compact, unused_objects):
+        with pytest.raises(StoreError, match=f"{expected}.* is missing: .*persres-batch repair"):
+            read(store)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "of another"])
+def test_named_record_that_is_not_whole_is_an_error(store, damage):
+    compact(store, after=100)
+    put(store, record(2, 2, "a"))
+    compact(store, after=100)
+    [path] = store.list(layout.COMMITS)
+    data = store.read(path)
+    content = {
+        "cut": data[:-30],
+        "empty": b"",
+        "flipped": data.replace(b'"a"', b'"b"'),
+        "of another": record(2, 3, "a").to_json(),
+    }[damage]
+    store.write(path, content)
+    with pytest.raises(StoreError, match=re.escape(path)):
+        read_committed(store)
+
+
+def test_damaged_version_is_an_error(store):
     compact(store)
-    assert torn_snapshots(store) == [torn] and len(store.list(layout.INDEX)) == 2
-    assert read_committed(store) == expected_concepts([*HISTORY, record(2, 2, "ab")])
+    [path] = versions(store)
+    data = store.read(path)
+    for content in (b"", data[:-3], b"[]", data.replace(b'"fence": 0', b'"fence": 1'), b"[" * 100_000):
+        store.write(path, content)
+        with pytest.raises(StoreError, match=f"{path} is damaged.*repair"):
+            read_committed(store)
 
 
 def test_snapshot_without_digests_is_read_and_rewritten_with_them(store):
     compact(store)
-    [path] = store.list(layout.INDEX)
+    path = earlier_release(store)
     buffer = io.BytesIO()
     old = pq.read_table(io.BytesIO(store.read(path))).drop_columns(["residual_digest", "renderings_digest"])
     pq.write_table(old, buffer)
@@ -289,11 +386,11 @@ def test_snapshot_without_digests_is_read_and_rewritten_with_them(store):
 def test_rewrite_index_changes_what_is_committed(store):
     expected = expected_concepts(HISTORY)
     rewrite_index(store, lambda table: table.slice(1))
-    assert store.list(layout.COMMITS) == [] and len(store.list(layout.INDEX)) == 1
+    assert store.list(layout.COMMITS) == [] and len(snapshots(store)) == 1
     assert read_committed(store) == {name: one for name, one in expected.items() if name != "a"}
     assert store.run_ids() == [RUNS[2]]
     rewrite_index(store, lambda table: table.slice(0, 0))
-    assert store.list("") == []
+    assert store.list("") == versions(store) and read_committed(store) == {}
 
 
 def test_rewrite_index_killed_anywhere_leaves_the_old_or_the_new(store):
@@ -335,7 +432,8 @@ class PausedCompaction:
             self._paused.release()
             self._resume.acquire()
 
-        compact(ObservedStore(store, before))
+        with suppress(Overtaken):
+            compact(ObservedStore(store, before))
         self._ended = True
         self._paused.release()
 
@@ -405,6 +503,10 @@ class Histories(RuleBasedStateMachine):
     def compact(self) -> None:
         compact(self.store)
         assert self.store.list(layout.COMMITS) == []
+
+    @rule()
+    def name_records(self) -> None:
+        compact(self.store, after=1000)
 
     @rule(operation=st.integers(1, 12))
     def compact_and_crash(self, operation: int) -> None:

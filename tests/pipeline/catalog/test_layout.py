@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from persres.pipeline.catalog import layout
 from persres.pipeline.catalog.layout import AttemptPaths, RunPaths
 
+DIGEST = "0123456789abcdef" * 2
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,20}", fullmatch=True)
 
 
@@ -15,20 +16,26 @@ def test_attempt_paths_refuse_ambiguous_names(name):
     with pytest.raises(ValueError, match="name"):
         _ = AttemptPaths("run", "shard", name).record
     with pytest.raises(ValueError, match="name"):
-        layout.index_file("run", name)
+        layout.index_snapshot("run", name, DIGEST)
 
 
 def test_attempt_paths_are_unique_for_every_run_shard_and_attempt():
     attempts = [AttemptPaths(run, shard, n) for run in ("r1", "r2") for shard in ("s1", "s2") for n in ("001", "002")]
-    names = {path for one in attempts for path in (one.residuals, one.renderings, one.record)}
+    names = {path for one in attempts for path in (one.residuals(DIGEST), one.renderings(DIGEST), one.record)}
     assert len(names) == 24
 
 
 @given(NAMES, NAMES, NAMES)
 def test_attempt_paths_are_parsed_back(run, shard, attempt):
     paths = AttemptPaths(run, shard, attempt)
-    for path in (paths.residuals, paths.renderings, paths.record):
+    old_names = [f"{folder}{run}_{shard}_{attempt}.parquet" for folder in (layout.RESIDUALS, layout.RENDERINGS)]
+    for path in (paths.residuals(DIGEST), paths.renderings(DIGEST), paths.record, *old_names):
         assert AttemptPaths.parse(path) == paths
+
+
+@given(st.integers(1, 10**12))
+def test_index_version_is_parsed_back(number):
+    assert layout.index_version_number(layout.index_version(number)) == number
 
 
 @given(NAMES)

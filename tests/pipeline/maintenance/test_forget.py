@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persres.core.errors import InvalidInput, StoreError
+from persres.pipeline.catalog import layout
 from persres.pipeline.catalog.index import compact, read_committed
 from persres.pipeline.catalog.layout import AttemptPaths, RunPaths
 from persres.pipeline.catalog.results import read_residual_row
@@ -98,7 +99,10 @@ def test_forget_rewrites_files_without_other_changes(store):
     for kind, column in (("residuals", "residual_file"), ("renderings", "rendering_file")):
         [path] = {getattr(one, column) for one in kept.values()}
         after = pq.ParquetFile(io.BytesIO(store.read(path)))
-        assert after.schema_arrow.equals(before[kind].schema_arrow, check_metadata=True)
+        metadata = [dict(one.schema_arrow.metadata) for one in (before[kind], after)]
+        for one in metadata:
+            one.pop(b"persres.row_groups", None)  # digests of the rows that are there
+        assert after.schema_arrow.equals(before[kind].schema_arrow) and metadata[0] == metadata[1]
         old = before[kind].read()
         assert after.read().equals(old.filter([name != "c3" for name in old["concept_id"].to_pylist()]))
         sizes = [
@@ -113,7 +117,7 @@ def test_forget_of_all_leaves_an_empty_catalog(store):
     forget(store, ["anna", "ben", "cleo", "dora", "emil"])
     assert_no_trace(store, "anna", "ben", "cleo", "dora", "emil", "somebody")
     assert len(read_committed(store)) == 0
-    assert {path.rsplit("/", 1)[-1] for path in store.list("")} == {
+    assert {path.rsplit("/", 1)[-1] for path in store.list("") if not layout.index_version_number(path)} == {
         "plan.json", "failures.json", "summary.json", "spec.yaml"
     }  # fmt: skip
 
@@ -162,7 +166,7 @@ def test_forget_removes_partial_objects_of_killed_writers(tmp_path):
     write_history(store)
     (tmp_path / "catalog/residuals/.x.parquet.0.tmp").write_bytes(b"anna")
     store.write(AttemptPaths("r", "s", "1").record, b'{"concepts": [{"concept_id": "anna')
-    store.write(AttemptPaths("r", "s", "1").residuals, b"PAR1 anna")
+    store.write(AttemptPaths("r", "s", "1").residuals("0" * 32), b"PAR1 anna")
     forget(store, ["anna"])
     found = [path for path in (tmp_path / "catalog").rglob("*") if path.is_file() and b"anna" in path.read_bytes()]
     assert not found

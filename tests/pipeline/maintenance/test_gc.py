@@ -60,13 +60,14 @@ def test_gc_removes_files_of_lost_attempts_and_replaced_files(store):
     assert set(there) == {first.files["residuals"], again.files["renderings"], *latest.files.values()}
 
 
-def test_gc_finds_torn_records_and_snapshots(store):
+def test_gc_finds_torn_records_and_snapshots_not_in_force(store):
     record = commit_trained(store, planned("a"))
+    compact(store)
     torn = AttemptPaths("r", "s", "1").record
     store.write(torn, record.to_json()[: len(record.to_json()) // 2])
-    snapshot = layout.index_file(RUNS[0], "00000000")
+    snapshot = layout.index_snapshot(RUNS[0], "00000000", "0" * 32)
     store.write(snapshot, b"PAR1 and not much more")
-    assert reasons(store) == {torn: "torn record", snapshot: "torn snapshot"}
+    assert reasons(store) == {torn: "torn record", snapshot: "unused index"}
 
 
 def test_gc_finds_temporary_files_of_killed_writers(tmp_path):

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from persres.core.errors import StoreUnavailable
+from persres.pipeline.catalog.commit_record import ShardCommit
 from persres.pipeline.catalog.index import compact, read_committed
 from persres.pipeline.catalog.layout import AttemptPaths
+from persres.pipeline.catalog.sealed_json import unseal
 from persres.pipeline.catalog.store import CatalogStore
 from persres.pipeline.maintenance.forget import forget
 from persres.pipeline.maintenance.verify import Verification, verify
@@ -101,6 +103,22 @@ def test_verify_finds_a_truncated_file(store, size):
     assert (finding.concept_id, finding.file) == ("a", path) and "damaged" in finding.fault
 
 
+def of_an_earlier_release(store: CatalogStore, record: ShardCommit) -> ShardCommit:
+    """Replace a commit by one whose data files have no digest in their names."""
+    store.delete(record.paths.record)
+    files = {kind: f"{path[: path.rindex('-')]}.parquet" for kind, path in record.files.items()}
+    for kind, path in files.items():
+        store.write(path, store.read(record.files[kind]))
+        store.delete(record.files[kind])
+    concepts = tuple(
+        dataclasses.replace(one, residual_file=files["residuals"], rendering_file=files["renderings"])
+        for one in record.concepts
+    )
+    old = dataclasses.replace(record, version=1, files=files, concepts=concepts)
+    store.write(old.paths.record, old.to_json())
+    return old
+
+
 def rewrite(store: CatalogStore, path: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=1)
@@ -108,7 +126,8 @@ def rewrite(store: CatalogStore, path: str, table: pa.Table) -> None:
 
 
 def test_verify_finds_rows_in_another_place_than_recorded(store):
-    record = commit_trained(store, planned("a"), planned("b"), planned("c"))
+    record = of_an_earlier_release(store, commit_trained(store, planned("a"), planned("b"), planned("c")))
+    assert verify(store).clean
     for kind, count in (("residuals", 3), ("renderings", 12)):
         path = record.files[kind]
         whole = store.read(path)
@@ -126,17 +145,20 @@ def test_verify_finds_a_file_of_another_commit(store):
     record = commit_trained(store, planned("a"))
     other = commit_trained(store, planned("a", training="t2"), run=0, attempt="002")
     store.write(record.files["residuals"], store.read(other.files["residuals"]))
+    assert any("is not the one that was written" in one.fault for one in verify(store).findings)
+    store.delete(other.paths.record)
+    old = of_an_earlier_release(store, record)
+    store.write(old.files["residuals"], store.read(other.files["residuals"]))
     found = {one.fault for one in verify(store).findings}
     assert any("training_fingerprint" in fault for fault in found) and any("digest" in fault for fault in found)
 
 
 def test_verify_counts_concepts_without_digests(store):
     record = commit_trained(store, planned("a"))
-    path = AttemptPaths(record.run_id, record.shard_id, record.attempt).record
-    raw = json.loads(store.read(path))
+    raw = {**unseal(record.to_json(), sealed_since=2), "version": 1}
     for concept in raw["concepts"]:
         del concept["residual_digest"], concept["renderings_digest"]
-    store.write(path, json.dumps(raw).encode())
+    store.write(record.paths.record, json.dumps(raw).encode())
     found = verify(store)
     assert found.clean and found.without_digest == 1
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from persres.core.concept import CONCEPT_ID_PATTERN
 from persres.pipeline.manifest.row import ReferenceSource, parent_folder, parse_row, resolve_uri
-from persres.pipeline.storage.uri import without_credentials
+from persres.pipeline.storage.uri import normalized, without_credentials
 
 GOOD: dict[str, Any] = {"concept_id": "mug-1", "macro_class": "mug", "reference_images": ["a.png"]}
 
@@ -132,11 +132,26 @@ def test_parse_row_raises_for_no_value(values):
         ("s3://bucket/sets/m.parquet", "../a.png", "s3://bucket/a.png"),
         ("https://host/sets/m.parquet?sig=1", "a.png", "https://host/sets/a.png"),
         ("memory://m.parquet", "a.png", "memory://a.png"),
-        ("file:///data/m.parquet", "a.png", "file:///data/a.png"),
+        ("file:///data/m.parquet", "a.png", "/data/a.png"),
+        ("FILE:///data/m.parquet", "a.png", "/data/a.png"),
+        ("/data/m.parquet", "file:///other/a%20b.png", "/other/a b.png"),
+        ("/data/m.parquet", "file:/other/a.png", "/other/a.png"),
+        ("s3://bucket/m.parquet", "file://localhost/other/a.png", "/other/a.png"),
+        ("/data/m.parquet", "~/a.png", os.path.expanduser("~/a.png")),
+        ("/data/m.parquet", "HTTPS://host/A%2Fb.png", "https://host/A%2Fb.png"),
+        ("/data/m.parquet", "S3://bucket/a.png", "s3://bucket/a.png"),
+        ("/data/m.parquet", "a%20b.png", "/data/a%20b.png"),
     ],
 )
 def test_relative_reference_starts_at_the_manifests_folder(manifest, uri, expected):
-    assert resolve_uri(uri, parent_folder(manifest)) == expected
+    assert resolve_uri(uri, parent_folder(normalized(manifest))) == expected
+    row, _ = parse_row(
+        GOOD | {"reference_images": [uri], "masks": [uri]},
+        row=0,
+        folder=parent_folder(normalized(manifest)),
+        default_prompts=["a {concept}"],
+    )
+    assert [source.uri for source in (*row.reference_images, *(row.masks or ()))] == [expected, expected]
 
 
 paths = st.lists(st.sampled_from(["a", "b.png", ".", "..", "...", "", ".x"]), min_size=1, max_size=5).map("/".join)
@@ -160,7 +175,7 @@ def test_parent_folder_of_a_bare_name_is_the_working_directory():
         ("https://me:secret@host:8080/a.png?sig=secret#secret", "https://host:8080/a.png"),
         ("s3://bucket/a.png", "s3://bucket/a.png"),
         ("/data/a.png", "/data/a.png"),
-        ("https://[secret/a.png", "https://…"),
+        ("https://[me:secret@host/a.png", "https://host/a.png"),
     ],
 )
 def test_label_hides_credentials(uri, shown):

@@ -366,3 +366,13 @@ def test_prune_keeps_named_models_and_running_downloads(s3, tmp_path):
     assert resolve_model(f"s3://{BUCKET}/b") == second, "a pruned model is fetched again"
     shutil.rmtree(tmp_path / "cache")
     assert ModelCache().prune(()).folders == 0
+
+
+def test_variant_is_fetched_where_there_is_no_other(s3, tmp_path):
+    folder = pipeline_folder(tmp_path / "m", weights="diffusion_pytorch_model.fp16.safetensors")
+    uri = upload(s3, folder)
+
+    found = resolve_model(uri)
+
+    assert contents(found.path) == contents(folder)
+    assert found.revision == resolve_model(str(folder)).revision and resolve_model(uri.replace("s3:", "S3:")) == found

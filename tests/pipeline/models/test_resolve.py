@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from safetensors.numpy import save_file
 
-from persres.core.base_model import check_parts
+from persres.core.base_model import check_parts, check_weights
 from persres.core.errors import InvalidInput, StoreError
 from persres.pipeline import spriteworld
 from persres.pipeline.models.folder import ResolvedModel
@@ -230,6 +230,26 @@ def test_hub_model_with_pickles_is_refused_before_a_run(hub, tmp_path):
     assert not [name for name in hub.files_sent() if name.endswith(".bin")]
 
 
+def test_variant_of_a_hub_model_is_read_where_the_repository_has_no_other(hub, tmp_path, monkeypatch):
+    folder = pipeline_folder(tmp_path / "m", weights="diffusion_pytorch_model.fp16.safetensors")
+    commit = hub.push("team/half", folder)
+    online = resolve_model("team/half")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in names_in(online.path)
+
+    pipeline_folder(tmp_path / "both")
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", tmp_path / "both" / "unet")
+    hub.push("team/both", tmp_path / "both")
+    hf_hub_download("team/both", "unet/diffusion_pytorch_model.fp16.safetensors")
+    planned = resolve_model("team/both", weights=False)
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    assert resolve_model("team/half", commit) == online
+    with pytest.raises(StoreError, match="incomplete"):  # the repository has others, which a run online would read
+        resolve_model("team/both", planned.revision)
+    assert not hub.requests
+
+
 def test_hub_refusals_are_named(hub, tmp_path):
     hub.push("team/gated", pipeline_folder(tmp_path / "m"))
     hub.gated.add("team/gated")
@@ -275,9 +295,9 @@ def test_check_without_weights_reads_no_weights(tmp_path):
     for file in folder.rglob("*.safetensors"):
         file.unlink()
 
-    with pytest.raises(InvalidInput, match="has no weights"):
-        check_parts(folder, "m")
-    assert check_parts(folder, "m", has_weights=False) == 2
+    with pytest.raises(InvalidInput, match="no weights"):
+        check_weights(folder, "m")
+    assert check_parts(folder, "m") == 2
 
 
 def test_weights_cut_off_by_one_byte_are_refused(tmp_path):

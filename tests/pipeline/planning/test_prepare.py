@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ...support.catalog_factories import commit, memory_store, planned, shard_of
+from ...support.image_host import ImageHost, Request, image_host
 from ...support.tiny_models import write_tiny_pipeline
 
 CHANGES = {
@@ -73,6 +76,92 @@ def catalog_holding(prepared: PreparedRun, **changes: str) -> CommittedConcepts:
         prints = replace(one.fingerprints, **{changes[one.concept_id]: "0" * 32} if one.concept_id in changes else {})
         commit(store, shard_of(planned(one.concept_id, training=prints.training, rendering=prints.rendering)))
     return read_committed(store)
+
+
+def committed_of(prepared: PreparedRun) -> CommittedConcepts:
+    """A catalog in which a run has committed all planned concepts."""
+    store = memory_store()
+    for one in prepared.planned:
+        commit(store, shard_of(one))
+    return read_committed(store)
+
+
+@pytest.fixture
+def host() -> Iterator[ImageHost]:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "PNG")
+    with image_host(buffer.getvalue()) as host:
+        yield host
+
+
+def web_manifest(folder: Path, host: ImageHost, rows: int = 3, **changes: Any) -> str:
+    images = [{"reference_images": [f"{host.address}/{number}.png", f"{number}.png"]} for number in range(rows)]
+    return str(write_manifest(folder, [row(number, **{**images[number], **changes}) for number in range(rows)]))
+
+
+def down(request: Request) -> None:
+    request.send_status(503)
+
+
+def test_current_concepts_stay_current_while_their_image_host_is_down(spec, tmp_path, host):
+    quick = spec.model_copy(update={"references": spec.references.model_copy(update={"retry_seconds": 0.0})})
+    committed = committed_of(prepare_run(web_manifest(tmp_path, host), quick))
+    host.answers |= {f"/{number}.png": down for number in range(5)}
+
+    def planned_with(spec: RunSpec, **changes: Any) -> tuple[list[str], list[str], list[str], list[str]]:
+        prepared = prepare_run(web_manifest(tmp_path, host, 4, **changes), spec, committed)
+        plan = prepared.plan(committed)
+        failed = [failure.concept_id for failure in plan.failures]
+        assert all("HTTP 503" in one.reason and host.address in one.reason and one.fix for one in plan.failures)
+        assert len(prepared.warnings) == (len(failed) < 4)
+        return sorted(plan.current), ids(plan.render_only), ids(plan.train), failed
+
+    assert planned_with(quick) == (["c0", "c1", "c2"], [], [], ["c3"])
+    assert planned_with(quick, prompts=["one {concept}"]) == ([], ["c0", "c1", "c2"], [], ["c3"])
+    everything = ([], [], [], ["c0", "c1", "c2", "c3"])
+    assert planned_with(quick, macro_class="cup") == everything
+    assert planned_with(quick, seed=9) == everything
+    assert planned_with(quick, reference_images=[f"{host.address}/0.png"]) == everything
+    training = quick.training.model_copy(update={"iterations": 7})
+    assert planned_with(quick.model_copy(update={"training": training})) == everything
+    [warning] = prepare_run(web_manifest(tmp_path, host), quick, committed).warnings
+    assert warning.startswith("references of 3 committed concepts could not be checked")
+    assert "c0, c1, c2" in warning and "HTTP 503" in warning and "Fix: " in warning
+
+
+@pytest.mark.parametrize("number", [401, 403, 404, 410])
+def test_image_that_is_gone_or_forbidden_fails_its_concept_though_it_is_committed(spec, tmp_path, host, number):
+    committed = committed_of(prepare_run(web_manifest(tmp_path, host), spec))
+    host.answers["/1.png"] = lambda request: request.send_status(number)
+
+    plan = prepare_run(web_manifest(tmp_path, host), spec, committed).plan(committed)
+
+    assert (sorted(plan.current), [one.concept_id for one in plan.failures]) == (["c0", "c2"], ["c1"])
+    assert f"HTTP {number}" in plan.failures[0].reason
+
+
+def test_concept_of_an_earlier_version_fails_while_its_image_host_is_down(spec, tmp_path, host):
+    """Its record does not say what was asked for."""
+    quick = spec.model_copy(update={"references": spec.references.model_copy(update={"retry_seconds": 0.0})})
+    committed = catalog_holding(prepare_run(web_manifest(tmp_path, host), quick))
+    host.answers["/1.png"] = down
+    plan = prepare_run(web_manifest(tmp_path, host), quick, committed).plan(committed)
+    assert (sorted(plan.current), [one.concept_id for one in plan.failures]) == (["c0", "c2"], ["c1"])
+
+
+def test_tags_that_change_with_every_request_leave_nothing_to_do(spec, tmp_path, host):
+    tags = count()
+    host.answers["/0.png"] = lambda request: request.send_picture(ETag=f'"{next(tags)}"')
+    host.answers["/1.png"] = lambda request: request.send_picture(ETag='"steady"')
+    committed = committed_of(prepare_run(web_manifest(tmp_path, host), spec))
+    for _ in range(2):
+        host.requests.clear()
+        plan = prepare_run(web_manifest(tmp_path, host), spec, committed).plan(committed)
+        assert sorted(plan.current) == ["c0", "c1", "c2"] and not plan.has_work
+        assert host.methods("/1.png") == ["HEAD"], "a tag that is known is asked for once"
+    host.picture += b"changed"
+    plan = prepare_run(web_manifest(tmp_path, host), spec, committed).plan(committed)
+    assert ids(plan.train) == ["c0", "c1", "c2"]
 
 
 def ids(concepts: Iterable[PlannedConcept]) -> list[str]:

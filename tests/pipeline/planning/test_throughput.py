@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from persres.core.errors import StoreError
 from persres.pipeline.catalog.commit_record import Measured, ShardCommit
 from persres.pipeline.catalog.index import compact
 from persres.pipeline.catalog.layout import AttemptPaths, RunPaths
+from persres.pipeline.catalog.sealed_json import seal, unseal
 from persres.pipeline.planning.cost import RunCost
 from persres.pipeline.planning.throughput import (
     batch_count,
@@ -77,6 +78,26 @@ def test_throughput_key_depends_only_on_what_affects_times():
     )
 
 
+@pytest.mark.parametrize(
+    ("training", "digest"),
+    [
+        ({}, "03e2998f6c31b59260ffbc6152085d1d"),
+        (
+            {"rank_fraction": 0.25, "train_identifier": True, "early_stopping": {}},
+            "01968b7fd5c7b8d7eedc4fad03e51ff2",
+        ),
+    ],
+)
+def test_measurements_from_before_settings_were_added_are_still_found(training: dict[str, Any], digest: str):
+    """The digests of version 0.1.0; settings that do not affect the time of a step leave them alone."""
+    spec = RunSpec.model_validate({"training": training})
+    assert throughput_key(spec, "rev").training == digest
+    free = {"timesteps": "stratified", "max_gradient_norm": 1.0, "averaging": "ema", "min_snr_gamma": 5.0}
+    assert throughput_key(RunSpec.model_validate({"training": training | free}), "rev").training == digest
+    higher_rank = RunSpec.model_validate({"training": {"rank": 8}})
+    assert throughput_key(higher_rank, "rev").training != digest
+
+
 def summary(run_id: str, *measured: Measured, hours: float = 0.01) -> bytes:
     cost = RunCost(hours, devices=("gpu",))
     return RunSummary(run_id, 1, 1, (), 0, 0, measured=measured, start_seconds=9.0, cost=cost).to_json()
@@ -104,15 +125,14 @@ def test_measured_runs_come_from_summaries_and_from_records_of_runs_without_one(
 def test_commit_record_keeps_its_measurement_and_may_have_none():
     record = ShardCommit("r", "s", "1", "train", {}, (), (), {}, measured=ONE)
     assert ShardCommit.from_json(record.to_json(), path="x") == record
-    raw = json.loads(record.to_json())
+    raw = unseal(record.to_json(), sealed_since=2)
     raw["measured"]["added_later"] = 1
-    text = (json.dumps(raw, indent=1) + "\n").encode()
-    assert ShardCommit.from_json(text, path="x") == record
+    assert ShardCommit.from_json(seal(raw), path="x") == record
     del raw["measured"]
-    assert ShardCommit.from_json((json.dumps(raw, indent=1) + "\n").encode(), path="x").measured is None
+    assert ShardCommit.from_json(seal(raw), path="x").measured is None
     raw["measured"] = {"device": "gpu"}
     with pytest.raises(StoreError, match="is damaged"):
-        ShardCommit.from_json((json.dumps(raw, indent=1) + "\n").encode(), path="x")
+        ShardCommit.from_json(seal(raw), path="x")
 
 
 def test_compaction_between_listing_and_reading_is_retried():

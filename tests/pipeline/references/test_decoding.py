@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from persres.core.errors import ConceptError
 from persres.pipeline.references.decoding import decode_image
@@ -19,8 +21,12 @@ def decode(data: bytes, **limits: Any) -> np.ndarray:
     return decoded(data, **limits).pixels
 
 
-def decoded(data: bytes, *, max_pixels: int = 10_000, min_side: int = 4, aspect: float = 8, matte: str = "white"):
-    return decode_image(data, max_pixels=max_pixels, min_side=min_side, max_aspect_ratio=aspect, matte_color=matte)
+def decoded(
+    data: bytes, *, max_pixels: int = 10_000, min_side: int = 4, aspect: float = 8, matte: str = "white", **more: Any
+):
+    return decode_image(
+        data, max_pixels=max_pixels, min_side=min_side, max_aspect_ratio=aspect, matte_color=matte, **more
+    )
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -121,11 +127,111 @@ def test_exif_orientation_is_applied(kind, orientation):
     np.testing.assert_allclose(corners, [(250, 10, 10), (10, 250, 10), (10, 10, 250), (128, 128, 128)], atol=12)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_block_is_ignored():
-    pixels = decode(encode(quarters(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", quality=95))
+BROKEN_EXIF = [
+    b"Exif\x00\x00II*\x00\xff\xff\xff\x7f",
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03",  # cut off within its first entry
+    b"Exif\0\0junk junk junk",
+    b"Exif\0\0",
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x08\0\0\0\x08",  # an orientation that is a text
+]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+def test_exif_that_cannot_be_read_counts_as_none(kind, exif):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(encode(quarters(), kind, exif=exif, quality=95))
 
     assert pixels.shape == (20, 40, 3)
+
+
+def test_broken_exif_of_a_tiff_counts_as_none():
+    data = encode(quarters(), "TIFF", tiffinfo={0x8769: 0x7FFFFFFF})
+
+    np.testing.assert_array_equal(decode(data), np.asarray(quarters()))
+
+
+def test_png_with_broken_exif_text_is_read():
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n  8\nno hexadecimal digits")
+
+    np.testing.assert_array_equal(decode(encode(quarters(), pnginfo=info)), np.asarray(quarters()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("depth", [8, 10, 12, 14])
+def test_data_of_fewer_bits_in_16_is_stretched(kind, depth):
+    white = (1 << depth) - 1
+    gray = np.linspace(0, white, 32 * 32).reshape(32, 32).astype(np.uint16)
+
+    image = decoded(encode(Image.fromarray(gray), kind))
+
+    np.testing.assert_array_equal(image.pixels[..., 0], np.round(gray / white * 255).astype(np.uint8))
+    [note] = image.notes
+    assert f"{depth}-bit" in note and str(white) in note
+
+
+@pytest.mark.parametrize(("order", "color"), [(">", 2), ("<", 2)])
+def test_unscaled_color_of_12_bits_is_refused(order, color):
+    rng = np.random.default_rng(0)
+    samples = rng.integers(0, 4096, (20, 20, 3))
+    for white, is_refused in ((1, True), (16, False)):
+        data = tiff_of_16_bits((samples * white).astype(f"{order}u2"))
+        if is_refused:
+            with pytest.raises(ConceptError, match="12 bits or fewer"):
+                decode(data)
+        else:
+            np.testing.assert_allclose(decode(data), samples // 16, atol=1)
+
+
+def tiff_of_16_bits(samples: np.ndarray) -> bytes:
+    """A TIFF of uint16 [H, W, 3], uncompressed."""
+    height, width, _ = samples.shape
+    order = ">" if samples.dtype.byteorder == ">" else "<"
+    pixels = samples.tobytes()
+    bits_at = 8 + len(pixels)
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits_at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+        (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value))
+        for tag, kind, count, value in tags
+    )
+    start = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}I", bits_at + 6)
+    bits = struct.pack(f"{order}HHH", 16, 16, 16)
+    return start + pixels + bits + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_without_its_end_is_read_where_the_setting_says_so(mode):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encode(Image.fromarray(noise).convert(mode), "JPEG", quality=95)
+
+    with pytest.raises(ConceptError, match=r"cut off.*references.truncated: accept"):
+        decode(whole[:-2])
+    accepted = decoded(whole[:-2], truncated="accept")
+    np.testing.assert_array_equal(accepted.pixels, decode(whole))
+    assert "references.truncated" in accepted.notes[0]
+    half = decoded(whole[: len(whole) // 2], truncated="accept").pixels
+    np.testing.assert_array_equal(half[:8], decode(whole)[:8])
+    assert decoded(whole, truncated="accept").notes == ()
+    for data in (whole[:20], encode(quarters())[:-30]):
+        with pytest.raises(ConceptError, match="damaged or cut off"):
+            decode(data, truncated="accept")
+
+
+def test_heic_is_read_where_its_package_is_installed():
+    register_heif_opener = pytest.importorskip("pillow_heif").register_heif_opener
+    register_heif_opener()
+    pixels = decode(encode(quarters(), "HEIF", quality=95))
+
+    assert pixels.shape == (20, 40, 3)
+    np.testing.assert_allclose(pixels[4, 4], (250, 10, 10), atol=30)
+    with pytest.raises(ConceptError, match="begins as HEIC does"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
 
 
 def profile(space: Literal["LAB", "sRGB"]) -> bytes:
@@ -161,7 +267,7 @@ def test_animation_gives_its_first_frame_and_a_note():
     ("data", "reason"),
     [
         pytest.param(b"", "empty (0 bytes)", id="nothing"),
-        pytest.param(b"<html>404</html>", "begins with b'<html>404</h", id="html"),
+        pytest.param(b"<html>404</html>", "not an image: an HTML page", id="html"),
         pytest.param(b"\x89PNG\r\n\x1a\n", "begins as PNG does", id="only a magic number"),
         pytest.param(png_claiming(20_000, 20_000), "declares more pixels", id="a PNG bomb"),
         pytest.param(png_claiming(9_000, 8_000), "9000 x 8000 pixels", id="a large PNG"),
@@ -170,7 +276,8 @@ def test_animation_gives_its_first_frame_and_a_note():
         pytest.param(encode(Image.new("RGB", (8, 800))), "8 x 800 pixels", id="a strip"),
         pytest.param(encode(Image.fromarray(np.zeros((20, 20), np.float32)), "TIFF"), "mode F", id="float"),
         pytest.param(encode(Image.fromarray(np.zeros((20, 20), np.int32)), "TIFF"), "mode I", id="32 bits"),
-        pytest.param(encode(quarters(), "PPM"), "not an image", id="a format outside the list"),
+        pytest.param(encode(quarters(), "PPM"), "Netpbm image (PPM) is not read", id="a format outside the list"),
+        pytest.param(b"\x01\x02\x03junk", "begins with b'\\x01\\x02\\x03junk", id="anything"),
     ],
 )
 def test_refused_images_name_the_reason(data, reason):
@@ -197,7 +304,6 @@ def test_too_large_image_is_refused_by_its_header():
         decode(png_claiming(20_000, 20_000), max_pixels=89_000_000)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks about damaged tags
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
 def test_damaged_bytes_decode_or_are_refused_but_never_crash(kind, data):

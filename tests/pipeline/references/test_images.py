@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -17,7 +18,13 @@ from PIL import Image
 
 from persres.core.errors import ConceptError, ConceptFailure
 from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
-from persres.pipeline.references.images import ReferenceDigests, check_references, digest_references, load_references
+from persres.pipeline.references.images import (
+    ReferenceDigests,
+    Unreachable,
+    check_references,
+    digest_references,
+    load_references,
+)
 from persres.pipeline.references.settings import ReferenceSettings
 
 from ...support.http_server import serving
@@ -255,10 +262,11 @@ def test_reference_digests_of_many_rows_give_failures_as_rows(tmp_path, picture,
 
     with ReferenceDigests(SETTINGS) as digests:
         found = dict(zip([one.concept_id for one in rows], digests.of_rows(rows), strict=True))
-        failures = {name: one for name, one in found.items() if isinstance(one, ConceptFailure)}
+        unreachable = {name: one.failure for name, one in found.items() if isinstance(one, Unreachable)}
+        failures = {name: one for name, one in found.items() if isinstance(one, ConceptFailure)} | unreachable
         flaky.failures = 0
 
-        assert list(failures) == ["missing", "unavailable", "empty"]
+        assert (list(failures), list(unreachable)) == (["missing", "empty", "unavailable"], ["unavailable"])
         assert all((one.stage, bool(one.reason), bool(one.fix)) == ("load", True, True) for one in failures.values())
         assert "reference_images[1] flaky://a.png" in failures["unavailable"].reason
         for one in rows:
@@ -301,14 +309,78 @@ def test_check_references_compares_masks_with_their_images():
 
 
 def test_check_references_keeps_row_order_and_warns_of_animations(tmp_path, picture):
-    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    frames = [Image.linear_gradient("L"), Image.new("L", (256, 256))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(picture)
     rows = [row(tmp_path / "a.gif", number=0), row(picture, number=1), row(b"", number=2), row(b"", number=3)]
 
     check = check_references(rows, SETTINGS)
 
     assert [p.row for p in check.problems] == [2, 3]
     assert len(check.warnings) == 1 and check.warnings[0].startswith("row 0, reference_images[0]")
+
+
+def noise(size: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_check_references_warns_of_pictures_that_show_nothing():
+    white_on_nothing = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    white_on_nothing.paste((255, 255, 255, 255), (16, 16, 48, 48))
+    drawing = encoded(white_on_nothing)
+
+    [flat] = check_references([row(png("red"))], SETTINGS).warnings
+    assert "nothing can be seen in it: all of its pixels are #ff0000" in flat
+    [hidden] = check_references([row(drawing)], SETTINGS).warnings
+    assert "nothing can be seen" in hidden and "references.matte_color" in hidden
+    assert not check_references([row(drawing)], settings(matte_color="black")).warnings
+    assert not check_references([row(encoded(noise()), masks=(png("white", (64, 64)),))], SETTINGS).warnings
+
+
+def test_check_references_warns_of_the_same_picture_twice(tmp_path):
+    picture = noise()
+    for name in ("a.png", "b.png", "c.bmp"):
+        picture.save(tmp_path / name)
+    other = encoded(noise(32))
+
+    [warning] = check_references(
+        [row(tmp_path / "a.png", other, tmp_path / "b.png", tmp_path / "c.bmp")], SETTINGS
+    ).warnings
+
+    assert warning.startswith("row 2, reference_images[0, 2, 3]") and "the same picture 3 times" in warning
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_equal_but_for_their_unicode_form_are_found(tmp_path, forms):
+    stored, named = (unicodedata.normalize(form, "Fotos für Zoë/größe é.png") for form in forms)
+    assert stored != named
+    (tmp_path / stored).parent.mkdir()
+    (tmp_path / stored).write_bytes(png())
+    fsspec.filesystem("memory").pipe_file(f"/{stored}", png())
+
+    for uri in (tmp_path / named, f"memory://{named}"):
+        assert len(load_references(row(uri), SETTINGS)) == 1
+        assert digest_references(row(uri), SETTINGS) == digest_references(row(png()), SETTINGS)
+    with pytest.raises(ConceptError, match="no such file"):
+        load_references(row(tmp_path / named.replace("Zo", "Za")), SETTINGS)
+
+
+def test_stat_digest_is_bound_to_the_whole_path(tmp_path):
+    for folder, color in (("a", "red"), ("b", "blue")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.bmp").write_bytes(encoded(Image.new("RGB", (64, 64), color), "BMP"))
+        os.utime(tmp_path / folder / "1.bmp", (1, 1))
+
+    stat = settings(digest="stat")
+    assert digest_references(row(tmp_path / "a" / "1.bmp"), stat) != digest_references(
+        row(tmp_path / "b" / "1.bmp"), stat
+    )
 
 
 def test_reference_settings_fingerprint_only_what_changes_pixels():

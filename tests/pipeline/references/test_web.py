@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persres.core.errors import ConceptError
-from persres.pipeline.manifest.row import ReferenceSource
+from persres.core.errors import ConceptError, ConceptFailure
+from persres.pipeline.manifest.row import ManifestRow, ReferenceSource
 from persres.pipeline.references.fetch import ReferenceFetcher
+from persres.pipeline.references.images import ReferenceDigests, Unreachable
 from persres.pipeline.references.settings import ReferenceSettings
 
 from ...support.image_host import ImageHost, Request, image_host
@@ -158,14 +159,62 @@ def test_etag_that_changes_every_time_falls_back_to_content(host):
     host.answers["/a.png"] = lambda request: request.send_picture(ETag=f'"{next(tags)}"')
     host.answers["/b.png"] = lambda request: request.send_picture(ETag='"steady"')
     assert str(fetch("digest", f"{host.address}/a.png")).startswith("sha256:")
-    assert fetch("digest", f"{host.address}/b.png") == f"tag:steady:{len(host.picture)}"
+    assert str(fetch("digest", f"{host.address}/b.png")).startswith(f"tag:steady:{len(host.picture)}:")
+
+
+def test_tag_counts_for_its_own_address_alone(host):
+    """Servers make tags of an image's time and size, which two images may share."""
+    for path in ("/a.png", "/b.png"):
+        host.answers[path] = lambda request: request.send_picture(ETag='"5f3-61a"')
+
+    def digest(address: str) -> str:
+        return str(fetch("digest", host.address + address))
+
+    assert digest("/a.png") == digest("/a.png") != digest("/b.png")
+    assert digest("/a.png?id=1") != digest("/a.png?id=2")
+    one, later = "X-Amz-Date=1&X-Amz-Signature=2", "X-Amz-Date=3&X-Amz-Signature=4"
+    assert digest(f"/a.png?id=1&{one}") == digest(f"/a.png?id=1&{later}") != digest(f"/a.png?id=2&{one}")
+    assert digest("/a.png?sv=1&se=2&sig=x%2F") == digest("/a.png?sv=1&se=3&sig=y%2F") == digest("/a.png")
+
+
+def test_tags_of_web_servers_are_confirmed_only_where_asked(host):
+    tags = count()
+    host.answers["/changing.png"] = lambda request: request.send_picture(ETag=f'"{next(tags)}"')
+    host.answers["/steady.png"] = lambda request: request.send_picture(ETag='"x"')
+    rows = [row_of(f"{host.address}/{name}.png", name) for name in ("changing", "steady")]
+
+    with ReferenceDigests(ReferenceSettings(retry_seconds=0.2)) as digests:
+        found = [one for one in digests.of_rows(rows) if isinstance(one, tuple)]
+        assert host.methods("/steady.png") == ["HEAD"]
+        assert [digests.are_doubtful(*one) for one in zip(rows, found, strict=True)] == [True, True]
+        changing, steady = digests.confirmed(zip(rows, found, strict=True))
+        assert isinstance(changing, tuple) and changing[0].startswith("sha256:")
+        assert steady == found[1]
+        assert [digests.are_doubtful(rows[1], found[1])] == [False]
+        assert list(digests.of_rows(rows)) == [changing, steady], "what was confirmed stays"
+
+
+@pytest.mark.parametrize("number", [403, 404, 410, 503])
+def test_only_transient_errors_make_a_row_unreachable(host, number):
+    host.answers["/a.png"] = status(number)
+    host.answers["/gone.png"] = status(404)
+    with ReferenceDigests(ReferenceSettings(retry_seconds=0)) as digests:
+        one, both = digests.of_rows(
+            [row_of(f"{host.address}/a.png"), row_of(f"{host.address}/a.png", "b", f"{host.address}/gone.png")]
+        )
+    assert isinstance(one, Unreachable) == (number == 503)
+    assert isinstance(both, ConceptFailure), "what is gone is gone, whatever else cannot be reached"
+
+
+def row_of(uri: str, concept_id: str = "a", *more: str) -> ManifestRow:
+    return ManifestRow(0, concept_id, "mug", tuple(map(ReferenceSource, (uri, *more))), ())
 
 
 def test_server_without_head_gets_a_get_request(host):
     host.answers["/a.png"] = lambda request: (
         request.send_status(405) if request.command == "HEAD" else request.send_picture(ETag='"x"')
     )
-    assert fetch("digest", f"{host.address}/a.png") == f"tag:x:{len(host.picture)}"
+    assert str(fetch("digest", f"{host.address}/a.png")).startswith(f"tag:x:{len(host.picture)}:")
 
 
 def test_password_in_an_address_is_used_and_not_shown(host):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from PIL import Image
 
 from persres.core.errors import ConceptFailure, InvalidInput
 from persres.pipeline.catalog.layout import RunPaths
 from persres.pipeline.catalog.store import CatalogStore
-from persres.pipeline.references.settings import ReferenceSettings
 from persres.pipeline.run.catalog_report import write_report
-from persres.pipeline.spec.run_spec import RunSpec
+from persres.pipeline.shard.thumbnails import reference_thumbnails
 
-from ...support.catalog_factories import commit, planned, rendering_rows_of, residual_row, shard_of
+from ...support.catalog_factories import commit, drawing, planned, rendering_rows_of, residual_row, shard_of
 
 RUN = "20261122T190501Z-3fa9c1"
 
@@ -47,19 +45,29 @@ def test_write_report_refuses_an_empty_catalog(tmp_path):
         write_report(str(tmp_path), tmp_path / "page.html")
 
 
-def test_write_report_reads_references_with_the_runs_settings(store, tmp_path):
-    """The default settings refuse this image, those of the run's spec accept it."""
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "small.png")
-    row = {"concept_id": "a", "macro_class": "mug", "reference_images": ["small.png"], "prompts": ["a {concept}"]}
-    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+def test_write_report_fetches_no_reference(store, tmp_path):
+    """The manifest's references are gone, and the report of its concepts is made all the same, with what was kept."""
+    rows = [
+        {"concept_id": name, "macro_class": "mug", "reference_images": ["http://127.0.0.1:1/gone.png"]}
+        for name in ("a", "not-done")
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(json.dumps(row | {"prompts": ["a {concept}"]}) for row in rows))
+    thumbnails = reference_thumbnails([drawing("a")] * 3)
+    residuals = [residual_row(planned("a"), reference_thumbnails=thumbnails)]
+    commit(store, shard_of(planned("a")), run_id=RUN, attempt="000", residuals=residuals)
+    write_report(str(tmp_path), tmp_path / "page.html", manifest_uri=str(tmp_path / "manifest.jsonl"))
+    assert (tmp_path / "page.html").read_text().count('alt="reference') == 3
 
-    def references_shown() -> int:
-        write_report(str(tmp_path), tmp_path / "page.html", manifest_uri=str(tmp_path / "manifest.jsonl"))
-        return (tmp_path / "page.html").read_text().count('alt="reference')
 
-    assert references_shown() == 0
-    spec = RunSpec(references=ReferenceSettings(min_side=8))
-    store.write(RunPaths(RUN).spec, spec.to_yaml().encode())
-    assert references_shown() == 1
-    store.write(RunPaths(RUN).spec, b"setting_of_a_later_version: 1")
-    assert references_shown() == 0
+def test_write_report_replaces_a_link_and_leaves_its_target(store, tmp_path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "page.html").symlink_to(tmp_path / "target")
+    write_report(str(tmp_path), tmp_path / "page.html")
+    assert (tmp_path / "target").read_text() == "precious" and "<!" in (tmp_path / "page.html").read_text()
+
+
+def test_write_report_refuses_what_is_no_file_at_once(store, tmp_path):
+    for out in (tmp_path, tmp_path / "page.html" / "below"):
+        (tmp_path / "page.html").write_text("")
+        with pytest.raises(InvalidInput, match=r"Fix: "):
+            write_report(str(tmp_path / "no catalog"), out)

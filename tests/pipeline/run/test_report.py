@@ -3,16 +3,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from persres.core.errors import ConceptError, ConceptFailure, StoreError
+from persres.core.errors import ConceptFailure
 from persres.pipeline.catalog.index import read_committed
-from persres.pipeline.run.report import THUMBNAIL_SIDE, build_report
+from persres.pipeline.catalog.schemas import ResidualRow
+from persres.pipeline.run.report import build_report
 from persres.pipeline.run.summary import RunSummary
+from persres.pipeline.shard.thumbnails import THUMBNAIL_SIDE, reference_thumbnails
 
 from ...support.catalog_factories import (
     commit,
@@ -21,9 +24,11 @@ from ...support.catalog_factories import (
     planned,
     png,
     rendering_rows_of,
+    residual_row,
     shard_of,
     unscored,
 )
+from ...support.damage import KINDS, damage_file
 
 FAILURE = ConceptFailure("broken", "load", "photo.jpg is cut off after 812 bytes", "upload it again")
 
@@ -57,15 +62,16 @@ class Page(HTMLParser):
         return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
 
 
-def references(concept_id: str) -> list[np.ndarray]:
-    if concept_id == "broken":
-        raise ConceptError("cannot be read", stage="load", concept_id=concept_id)
-    return [drawing(f"{concept_id} reference {index}", 64) for index in range(5)]
+def residual_with_references(concept_id: str, images: Sequence[np.ndarray] | None = None) -> ResidualRow:
+    """The row of a concept that was trained on `images`, by default five drawings."""
+    images = images or [drawing(f"{concept_id} reference {index}", 64) for index in range(5)]
+    return residual_row(planned(concept_id), reference_thumbnails=reference_thumbnails(images))
 
 
 def a_catalog():
     store = memory_store()
-    commit(store, shard_of(planned("mug-a"), planned("mug-b")))
+    residuals = [residual_with_references(name) for name in ("mug-a", "mug-b")]
+    commit(store, shard_of(planned("mug-a"), planned("mug-b")), residuals=residuals)
     return store
 
 
@@ -74,7 +80,7 @@ def summary(**changes: object) -> RunSummary:
 
 
 def test_report_shows_failures_first_then_every_concept_with_its_images():
-    page = Page(build_report(a_catalog(), summary=summary(), references=references))
+    page = Page(build_report(a_catalog(), summary=summary()))
     assert page.text.index("broken") < page.text.index("mug-a") < page.text.index("mug-b")
     for text in (FAILURE.reason, FAILURE.fix, "a photo of a mug in the snow", "Residual + LAG", "4 min 12 s", "0.250"):
         assert text in page.text
@@ -82,7 +88,8 @@ def test_report_shows_failures_first_then_every_concept_with_its_images():
 
 
 def test_report_is_self_contained():
-    page = Page(build_report(a_catalog(), summary=summary(), references=references))
+    page = Page(build_report(a_catalog(), summary=summary()))
+    assert len(page.images()) == 2 * (4 + 4)
     assert all(source.startswith("data:image/webp;base64,") for source in page.images())
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a", "form"})
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
@@ -90,7 +97,7 @@ def test_report_is_self_contained():
 
 def test_report_of_the_same_catalog_has_the_same_bytes():
     twice = (a_catalog(), a_catalog())
-    pages = {build_report(store, summary=summary(), references=references).replace(store.uri, "") for store in twice}
+    pages = {build_report(store, summary=summary()).replace(store.uri, "") for store in twice}
     assert len(pages) == 1
 
 
@@ -120,8 +127,8 @@ def test_report_thumbnails_are_small_whatever_the_rendering():
     photo = np.clip(np.stack([x / 2, y / 1.5, 255 - x / 4], -1) + noise, 0, 255).astype(np.uint8)
     image = png(photo)
     images = [dataclasses.replace(row, image=image) for row in rendering_rows_of(concept)]
-    commit(store, shard_of(concept), renderings=images)
-    html = build_report(store, references=lambda _: [photo] * 9)
+    commit(store, shard_of(concept), residuals=[residual_with_references("mug-a", [photo] * 9)], renderings=images)
+    html = build_report(store)
     empty = build_report(memory_store())
     assert len(html) - len(empty) < 20_000
     for source in Page(html).images():
@@ -163,10 +170,53 @@ def test_report_of_unscored_renderings_and_of_an_empty_catalog():
     assert "Every concept is done" in Page(build_report(store, summary=summary(rows=2, failed=()))).text
 
 
-def test_report_of_a_catalog_that_lost_renderings_raises_a_store_error():
+def test_report_shows_the_references_of_a_failed_concepts_earlier_result():
+    page = Page(build_report(a_catalog(), failures=[dataclasses.replace(FAILURE, concept_id="mug-a")]))
+    assert len(page.images()) == 4 + (4 + 4)
+
+
+def test_report_says_so_where_an_earlier_version_kept_no_references():
     store = a_catalog()
-    rendering_file = read_committed(store)["mug-a"].rendering_file
-    assert rendering_file is not None
-    store.delete(rendering_file)
-    with pytest.raises(StoreError):
-        build_report(store)
+    assert "are not shown" not in build_report(store)
+    commit(store, shard_of(planned("mug-c")))
+    page = Page(build_report(store))
+    assert "The references of 1 concept are not shown" in page.text and len(page.images()) == 2 * (4 + 4) + 4
+
+
+def test_report_shows_no_reference_of_another_format():
+    """What a catalog holds in place of a thumbnail is neither decoded nor shown."""
+    store, images = memory_store(), (b"%!PS-Adobe-3.0 EPSF-3.0", b"<svg onload=alert(1)>", b"")
+    commit(store, shard_of(planned("a")), residuals=[residual_row(planned("a"), reference_thumbnails=images)])
+    page = Page(build_report(store))
+    assert len(page.images()) == 4 and "are not shown" not in page.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_report_shows_damaged_renderings_as_failed(kind):
+    """With the reason, and the summary as it is counted then; the other concepts keep their cards."""
+    store = memory_store()
+    for name in ("mug-a", "mug-b"):
+        commit(store, shard_of(planned(name)))
+    path = read_committed(store)["mug-a"].rendering_file
+    assert path is not None
+    damage_file(store, path, kind)
+    damaged: list[ConceptFailure] = []
+
+    def count(found) -> RunSummary:
+        damaged.extend(dataclasses.replace(one.failure, fix="make it again") for one in found)
+        return summary(failed=tuple(damaged), committed=1)
+
+    page = Page(build_report(store, summary=summary(failed=()), on_damage=count))
+    assert [one.concept_id for one in damaged] == ["mug-a"] and path in damaged[0].reason
+    assert "1 concept failed, 1 done" in page.text and "make it again" in page.text
+    assert page.text.index("mug-a") < page.text.index("mug-b") and len(page.images()) == 4
+    page = Page(build_report(store))
+    assert path in page.text and "1 concept failed, 1 done" in page.text, "outside of a run, too"
+
+
+def test_report_shows_renderings_that_are_no_images_as_failed():
+    store, concept = memory_store(), planned("mug-a")
+    rows = [dataclasses.replace(row, image=b"\x89PNG") for row in rendering_rows_of(concept)]
+    commit(store, shard_of(concept, planned("mug-b")), renderings=[*rows, *rendering_rows_of(planned("mug-b"))])
+    page = Page(build_report(store))
+    assert "1 concept failed, 1 done" in page.text and "cannot be decoded" in page.text

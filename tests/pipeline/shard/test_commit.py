@@ -88,7 +88,8 @@ def test_first_of_two_attempts_wins_in_either_order(tmp_path):
         store = CatalogStore(str(tmp_path / order[0]))
         for attempt in order:
             commit(store, shard, attempt=attempt)
-        assert read_committed(store)["a"].residual_file == AttemptPaths("run-1", shard.shard_id, "001").residuals
+        held = AttemptPaths.parse(read_committed(store)["a"].residual_file)
+        assert held == AttemptPaths("run-1", shard.shard_id, "001")
 
 
 def test_record_of_an_older_run_loses_even_if_written_later(store):
@@ -189,7 +190,7 @@ def test_reading_one_concept_takes_few_requests_and_bytes(tmp_path, monkeypatch)
     monkeypatch.setattr(store._fs, "cat_file", fetched)
     assert read_residual(store, held) == blobs["c07"]
     assert len(reads) <= 4
-    assert sum(reads) < 300_000 < len(whole) / 10
+    assert sum(reads) < 315_000 < len(whole) / 10
     assert pq.ParquetFile(io.BytesIO(whole)).metadata.num_row_groups == 16
 
 
@@ -214,7 +215,7 @@ def test_damaged_data_file_is_named(tmp_path, damage):
         read_renderings(store, held)
 
 
-_AS_FAR_AS_THE_RECORD = ["pipe_file", "info", "pipe_file", "info", "pipe_file"]
+_AS_FAR_AS_THE_RECORD = ["find", "pipe_file", "info", "pipe_file", "info", "pipe_file"]
 
 
 class AttemptsInAnyOrder(RuleBasedStateMachine):
@@ -229,7 +230,7 @@ class AttemptsInAnyOrder(RuleBasedStateMachine):
     @rule(
         run=st.integers(1, 4),
         names=st.sets(st.sampled_from("abc"), min_size=1),
-        cut=st.integers(1, 7),
+        cut=st.integers(1, 9),
         fault=st.sampled_from(["before", "after", "truncated", "shortened"]),
     )
     def attempt(self, run: int, names: set[str], cut: int, fault: Fault) -> None:
@@ -240,7 +241,7 @@ class AttemptsInAnyOrder(RuleBasedStateMachine):
             try:
                 commit(broken, shard, run_id=f"run-{run}", attempt=f"{self.attempts:03}")
             except StoreError:
-                record_is_there = (faults.operations, fault) == (_AS_FAR_AS_THE_RECORD, "after") or cut == 6
+                record_is_there = (faults.operations, fault) == (_AS_FAR_AS_THE_RECORD, "after") or cut in (7, 8)
                 if not record_is_there:
                     return
         for name in names:

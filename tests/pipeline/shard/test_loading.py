@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from persres.core.errors import StoreError
-from persres.core.residual import initialize_residual
+from persres.core.errors import StoreUnavailable
+from persres.core.residual import Residual, initialize_residual
 from persres.core.training.settings import TrainingSettings, WarmStart
 from persres.pipeline.catalog.index import read_committed
 from persres.pipeline.catalog.store import CatalogStore
@@ -29,6 +29,7 @@ from persres.pipeline.shard.work import ShardWork
 from persres.pipeline.spec.run_spec import RunSpec
 
 from ...support.catalog_factories import commit, drawing, memory_store, png, rendering_rows_of, residual_row, shard_of
+from ...support.damage import KINDS, damage_file, replace_residual
 from ...support.tiny_models import write_tiny_models
 
 PROMPTS = ("a {concept} on grass",)
@@ -175,13 +176,67 @@ def test_deleted_residual_gives_a_cold_start_and_a_note(spec, personalizer):
     assert loaded.residual is None and "starts cold" in work.notes[0]
 
 
-def test_deleted_residual_in_a_render_shard_is_a_store_error(spec, personalizer):
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_residual_in_a_render_shard_is_trained_again(spec, personalizer, kind):
+    """It is loaded as in a train shard: cold, with its references."""
+    store = memory_store()
+    again, other = (trained_before(spec, personalizer, store, inline(name)) for name in ("one", "two"))
+    assert again.committed is not None
+    damage_file(store, again.committed.residual_file, kind)
+    work, [loaded, good] = load(spec, personalizer, again, other, kind="render", store=store)
+    assert loaded.trains and loaded.residual is None and len(loaded.concept.references) == 1
+    assert not good.trains and good.residual is not None and good.concept.references == ()
+    [note] = work.notes
+    assert note.startswith("concept one is trained again: ") and again.committed.residual_file in note
+
+
+@pytest.mark.parametrize("tensor", ["a", "b", "identifier"])
+@pytest.mark.parametrize("fault", ["nan", "infinite", "short", "scalar", "half"])
+def test_residual_with_wrong_tensors_is_trained_again(spec, personalizer, tensor, fault):
+    """Its file and its digests are right: it was committed like this."""
+    trained = spec.training.model_copy(update={"train_identifier": True})
+    spec, store = spec.model_copy(update={"training": trained}), memory_store()
+    again = trained_before(spec, personalizer, store, inline("one"), identifier=True)
+    work, [loaded] = load(spec, personalizer, again, kind="render", store=store)
+    assert not loaded.trains and not work.notes
+
+    def damaged(values: torch.Tensor) -> torch.Tensor:
+        match fault:
+            case "nan" | "infinite":
+                return torch.full_like(values, float("nan" if fault == "nan" else "inf"))
+            case "short":
+                return values[..., :-1].contiguous()
+            case "scalar":
+                return torch.zeros(())
+            case _:
+                return values.half()
+
+    def change(residual: Residual) -> Residual:
+        if tensor == "identifier":
+            assert residual.identifier is not None
+            return dataclasses.replace(residual, identifier=damaged(residual.identifier))
+        factors = dict(getattr(residual, tensor))
+        name = min(factors)
+        return dataclasses.replace(residual, **{tensor: {**factors, name: damaged(factors[name])}})
+
+    replace_residual(store, "one", change)
+    again = dataclasses.replace(again, committed=read_committed(store)["one"])
+    work, [loaded] = load(spec, personalizer, again, kind="render", store=store)
+    assert loaded.trains and loaded.residual is None and work.notes and not work.failures
+
+
+@pytest.mark.parametrize("kind", ["train", "render"])
+def test_store_that_fails_is_no_damage(spec, personalizer, monkeypatch, kind):
+    """The attempt is retried: whether a training starts warm must not depend on an outage."""
     store = memory_store()
     again = trained_before(spec, personalizer, store, inline("one"))
-    assert again.committed is not None
-    store.delete(again.committed.residual_file)
-    with pytest.raises(StoreError):
-        load(spec, personalizer, again, kind="render", store=store)
+
+    def unavailable(path: str):
+        raise StoreUnavailable(f"{path}: SlowDown")
+
+    monkeypatch.setattr(store, "open_input", unavailable)
+    with pytest.raises(StoreUnavailable):
+        load(spec, personalizer, again, kind=kind, store=store)
 
 
 def test_concepts_are_loaded_in_the_shards_order(spec, personalizer):

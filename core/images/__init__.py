@@ -1,0 +1,1 @@
+"""Image files from outside: the one decoder, and names for files that are none."""

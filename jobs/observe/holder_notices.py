@@ -1,0 +1,26 @@
+"""What a run says while it waits for another run that holds its catalog."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ...core.timing import WAIT_NOTICE_INTERVAL_S
+from ...pipeline.catalog.lease import LeaseState
+
+
+class HolderNotices:
+    """Reports who holds the catalog that a run waits for: first, when it changes, and every minute."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._token = ""
+        self._noticed_at = float("-inf")
+
+    def __call__(self, holder: LeaseState) -> None:
+        if holder.token == self._token and time.monotonic() - self._noticed_at < WAIT_NOTICE_INTERVAL_S:
+            return
+        self._token, self._noticed_at = holder.token, time.monotonic()
+        since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        self._notice(f"waiting for run {holder.run_id} of {holder.owner}, which has held the catalog since {since}")
