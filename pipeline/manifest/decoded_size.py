@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.types as pt
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, which type checkers do not see
 
 _ITEM_BYTES = 64  # of a list's item, as a Python object
 _SHARED_FROM_BYTES = 1024

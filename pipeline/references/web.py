@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import ssl
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -34,6 +35,8 @@ _MAX_REDIRECTS = 5
 _WITHOUT_HEAD = frozenset({400, 403, 404, 405, 501})  # what servers answer that know GET alone
 _TRANSIENT_STATUS = frozenset({408, 425, 429})
 _CHUNK_BYTES = 1 << 16
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NOT_SENT = re.compile(r"[^!-~]")
 
 _ITSELF = "give the address of the image itself"
 
@@ -148,7 +151,7 @@ class WebImages:
         settings = self._settings
         try:
             async with asyncio.timeout(settings.image_seconds):
-                url = URL(uri, encoded=True)  # as it is written: another quoting would break a signature
+                url = _as_written(uri)
                 for hop in range(_MAX_REDIRECTS + 1):
                     session = self._session(only_public=hop > 0 and not settings.private_redirects)
                     async with session.request(method, url, allow_redirects=False) as response:
@@ -192,7 +195,7 @@ class WebImages:
 
     def _redirected(self, url: URL, location: str) -> URL:
         """Where a redirect leads, if it may: to an allowed scheme, and by default to no address inside a network."""
-        found = url.join(URL(location, encoded=True))
+        found = url.join(_as_written(location))
         if found.scheme not in self._settings.allowed_schemes or found.scheme not in ("http", "https"):
             fix = f"{_ITSELF}, or extend references.allowed_schemes in the run spec"
             raise WebError(f"it redirects to {found.scheme or 'nowhere'}://", fix, is_transient=False)
@@ -246,6 +249,15 @@ def _web_error(error: Exception) -> WebError:
             return WebError("not an address of a web server", "write it as http(s)://host/path", is_transient=False)
     fix = "submit again; if it stays so, copy the images to a bucket"
     return WebError("the connection broke before all had arrived", fix, is_transient=True)
+
+
+def _as_written(address: str) -> URL:
+    """An address as it is written: another quoting would break a signature. Blanks and letters beyond ASCII after the
+    host, which may not stand in a request, are encoded.
+    """
+    scheme, separator, rest = address.partition("://") if _ABSOLUTE.match(address) else ("", "", address)
+    host, slash, path = rest.partition("/") if separator else ("", "", rest)
+    return URL(f"{scheme}{separator}{host}{slash}{_NOT_SENT.sub(lambda found: quote(found[0]), path)}", encoded=True)
 
 
 class _PrivateAddress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import struct
 import zlib
@@ -94,6 +95,7 @@ def loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 _MESSAGE_BOMB = chunk(b"zTXt", b"comment\x00\x00" + zlib.compress(b"a" * (80 << 20), 9))
 _PROFILE_BOMB = chunk(b"iCCP", b"profile\x00\x00" + zlib.compress(b"\x00" * (80 << 20), 9))
 _PIXELS = chunk(b"IDAT", zlib.compress((b"\x00" + b"\x07\x80\xf0" * 40) * 32))
@@ -110,7 +112,7 @@ def bad_images() -> list[BadImage]:
     wrong_crc[29] ^= 0xFF
     contents: dict[str, tuple[bytes, str]] = {
         "an empty file": (b"", "the file is empty (0 bytes)"),
-        "an error page instead of an image": (b"<html><body>404 Not Found</body></html>", "not an image"),
+        "an error page instead of an image": (b"<html><body>404 Not Found</body></html>", "not an image: an HTML page"),
         "random bytes": (np.random.default_rng(3).bytes(4096), "not an image"),
         "a JPEG cut off in the middle": (jpeg[: len(jpeg) // 2], "damaged or cut off"),
         "a PNG cut off in the middle": (whole[: len(whole) // 2], "damaged or cut off"),
@@ -141,10 +143,19 @@ def bad_images() -> list[BadImage]:
         "32-bit floating-point pixels": (encode(Image.new("F", (40, 32)), "TIFF"), "no agreed white"),
         "32-bit integer pixels": (encode(Image.new("I", (40, 32)), "TIFF"), "no agreed white"),
         "a fully transparent image": (transparent(), "wholly transparent"),
-        "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="32"/>', "not an image"),
-        "a PDF": (encode(noise(), "PDF"), "not an image"),
-        "an EPS, which a decoder would execute": (encode(noise(), "EPS"), "not an image"),
-        "a PPM, an unsupported format": (encode(noise(), "PPM"), "not an image"),
+        "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="32"/>', "an SVG drawing is not read"),
+        "a PDF": (encode(noise(), "PDF"), "not an image: a PDF document"),
+        "an EPS, which a decoder would execute": (encode(noise(), "EPS"), "not an image: a PostScript document"),
+        "a PPM, an unsupported format": (encode(noise(), "PPM"), "(PPM) is not read"),
+        "a Git LFS pointer": (_LFS_POINTER, "not an image: a Git LFS pointer"),
+        "a .DS_Store": (b"\0\0\0\x01Bud1" + bytes(99), "a .DS_Store file of macOS"),
+        "a ._ file of macOS": (b"\0\x05\x16\x07\0\x02\0\0" + bytes(99), "an AppleDouble file"),
+        "JPEG XL": (b"\xff\x0a" + bytes(50), "JPEG XL is not read"),
+        "base64 text of a JPEG": (base64.b64encode(jpeg), "base64 text of an image"),
+        "a ZIP archive": (b"PK\x03\x04" + bytes(99), "a ZIP archive"),
+        "a video": (b"\0\0\0\x18ftypisom" + bytes(99), "a video"),
+        "zero bytes": (bytes(4096), "nothing but zero bytes"),
+        "a JPEG without its end marker": (jpeg[:-2], "references.truncated: accept"),
     }
     cases = [BadImage(name, _bytes(data), expected) for name, (data, expected) in contents.items()]
     locations = [
@@ -179,5 +190,8 @@ def odd_images() -> list[BadImage]:
         "half transparent": encode(noise().convert("RGBA")),
         "bytes after the end": encode(noise()) + b"appended",
         "a wrong file extension": encode(noise(), "JPEG"),
+        "12-bit data in 16 bits": encode(Image.fromarray(gray // 16)),
+        "EXIF that is cut off": encode(noise(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03"),
+        "one flat color": encode(Image.new("RGB", (40, 32), "red")),
     }
     return [BadImage(name, _bytes(data)) for name, data in contents.items()]

@@ -68,6 +68,23 @@ def _no_rows(sandbox: Sandbox) -> list[str]:
     return sandbox.submit(sandbox.path("empty.parquet"))
 
 
+def _twenty_million_rows(sandbox: Sandbox) -> list[str]:
+    """Columns whose rows are all equal take a few kilobytes."""
+    rows = 20_000_000
+    text = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), ["mug"])
+    images = pa.nulls(rows, pa.list_(pa.string()))
+    path = sandbox.path("rows.parquet")
+    pq.write_table(pa.table({"concept_id": text, "macro_class": text, "reference_images": images}), path)
+    return sandbox.submit(path)
+
+
+def _unpacking(sandbox: Sandbox) -> list[str]:
+    columns = {name: [value] for name, value in (GOOD_ROW | {"macro_class": "m" * 300_000_000}).items()}
+    path = sandbox.path("text.parquet")
+    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
+    return sandbox.submit(path)
+
+
 def _folder(sandbox: Sandbox) -> list[str]:
     sandbox.path("folder.parquet").mkdir()
     return sandbox.submit(sandbox.path("folder.parquet"))
@@ -99,13 +116,24 @@ def manifests() -> list[BadInput]:
         BadInput("a CSV file", _file("manifest.csv", "concept_id\n"), 2, ("'.csv'", ".parquet")),
         BadInput("an unknown scheme", _named("nosuch://m.parquet"), 2, ("unknown scheme",)),
         BadInput(
-            "JSON over several lines", _file("m.json", json.dumps([GOOD_ROW], indent=1)), 2, ("line 1", "one JSON")
+            "JSON over several lines",
+            _file("m.json", json.dumps([GOOD_ROW], indent=1)),
+            2,
+            ("line 1 begins a JSON array", "one object a line"),
         ),
         BadInput("lines with commas between them", _file("m.jsonl", json.dumps(GOOD_ROW) + ",\n"), 2, ("line 1",)),
-        BadInput("100,000 nested brackets", _file("m.jsonl", "[" * 100_000), 2, ("line 1 is not JSON",)),
+        BadInput("100,000 nested brackets", _file("m.jsonl", '{"a":' * 100_000), 2, ("line 1 is not JSON",)),
         BadInput(
             "a number of 5000 digits", _file("m.jsonl", '{"seed": ' + "9" * 5000 + "}"), 2, ("line 1 is not JSON",)
         ),
+        BadInput(
+            "text in lines named .jsonl", _file("m.jsonl", "concept_id\n" * 500), 2, ("lines 1 to 500 are no JSON",)
+        ),
+        BadInput(
+            "a line of 20 MB", _file("m.jsonl", '{"a": "' + "m" * 20_000_000), 2, ("is longer than 16777216 bytes",)
+        ),
+        BadInput("a Parquet file that unpacks to 20 million rows", _twenty_million_rows, 2, ("the limit is 10000000",)),
+        BadInput("a Parquet file that unpacks to 300 MB", _unpacking, 2, ("more than 100 times as many",)),
         BadInput("UTF-16 JSON lines", _file("m.jsonl", utf16), 2, ("not UTF-8",)),
         BadInput("Latin-1 JSON lines", _file("m.jsonl", latin), 2, ("line 1", "not UTF-8")),
         BadInput(
@@ -181,6 +209,7 @@ def manifests() -> list[BadInput]:
             ("a lone surrogate",),
         ),
         BadInput("metadata with a list in it", _lines({"metadata": {"tags": ["a"]}}), 3, ("is not a plain value",)),
+        BadInput("100,000 prompts", _lines({"prompts": ["a {concept}"] * 100_000}), 3, ("has 100000 items",)),
         BadInput("fewer masks than references", _rows({"masks": ["a.png", "b.png"]}), 3, ("2 masks for 1 reference",)),
     ]
     return [*whole, *rows]

@@ -136,7 +136,7 @@ def _references_on_s3(sandbox: Sandbox) -> list[str]:
     return sandbox.submit(sandbox.json_lines({**GOOD_ROW, "reference_images": ["s3://secrets/mug.png"]}))
 
 
-def _export_unknown(sandbox: Sandbox) -> list[str]:
+def _export_without_catalog(sandbox: Sandbox) -> list[str]:
     return ["export", sandbox.catalog, "mug-9"]
 
 
@@ -171,7 +171,7 @@ def stores() -> list[BadInput]:
         BadInput(
             "a report of a missing catalog", lambda sandbox: ["report", sandbox.catalog], 2, ("there is no catalog",)
         ),
-        BadInput("an export of an unknown concept", _export_unknown, 2, ("no concept mug-9",)),
+        BadInput("an export from a missing catalog", _export_without_catalog, 2, ("there is no catalog at catalog",)),
     ]
     denied = _rule(lambda request: "403")
     busy = _rule(lambda request: "503")

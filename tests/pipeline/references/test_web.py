@@ -224,3 +224,10 @@ def test_password_in_an_address_is_used_and_not_shown(host):
     with pytest.raises(ConceptError) as caught:
         fetch("read", f"{address}/b.png")
     assert "pa55word" not in str(caught.value)
+
+
+def test_letters_that_are_not_ascii_are_encoded(host):
+    assert fetch("read", f"{host.address}/größe a.png?x=ä") == host.picture
+    assert host.requests[-1] == ("GET", "/gr%C3%B6%C3%9Fe%20a.png?x=%C3%A4")
+    assert fetch("read", f"{host.address}/a.png?next=http://host/b%20c d") == host.picture
+    assert host.requests[-1] == ("GET", "/a.png?next=http://host/b%20c%20d")
