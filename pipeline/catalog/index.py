@@ -191,7 +191,7 @@ def _replace_contents(store: CatalogStore, contents: Contents, table: pa.Table) 
             if path not in in_force:
                 store.delete(path)
         raise
-    for path in (*records, *contents.snapshots):
+    for path in (*records, *contents.snapshots, *version.retired):
         store.delete(path)
 
 

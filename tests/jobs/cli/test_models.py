@@ -14,9 +14,9 @@ from persres.jobs.observe.model_progress import fetch_models, fetch_planned_mode
 from persres.pipeline.planning.run_models import resolve_base_model
 from persres.pipeline.spec.run_spec import RunSpec
 
-from ...support.model_downloads import checksum_list, client_environment, object_downloads, scorer_folder, upload
+from ...support.model_downloads import checksum_list, client_environment, object_downloads, upload
 from ...support.s3_server import S3Server, s3_server
-from ...support.tiny_models import write_tiny_pipeline
+from ...support.tiny_models import write_tiny_pipeline, write_tiny_scorer
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def spec_file(tmp_path: Path, **settings: object) -> str:
 
 
 def test_fetch_prints_each_model_with_its_revision_and_path(s3: S3Server, tmp_path, model, capsys):
-    uri, scorer = upload(s3, model), upload(s3, scorer_folder(tmp_path / "scorer"), "scorer")
+    uri, scorer = upload(s3, model), upload(s3, write_tiny_scorer(tmp_path / "scorer"), "scorer")
     spec = spec_file(tmp_path, base_model=uri, scorer=scorer)
 
     with pytest.raises(SystemExit) as ended:

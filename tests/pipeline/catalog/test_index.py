@@ -174,8 +174,8 @@ def test_compact_again_without_new_records_changes_nothing(store):
 
 def test_compact_waits_for_more_records(store):
     assert compact(store, after=100) == 4, "the first snapshot is always written"
-    for one in HISTORY:
-        put(store, one)
+    for attempt in range(5, 9):
+        put(store, record(2, attempt, "a"))
     assert compact(store, after=4) == 0 and len(store.list(layout.COMMITS)) == 4
     assert compact(store, after=3) == 4
 

@@ -80,7 +80,8 @@ def test_commit_that_fails_at_any_operation_is_visible_in_full_or_not_at_all(
             try:
                 commit(broken, shard, run_id="run-2")
             except StoreError:
-                assert len(faults.operations) == failing or fault == "shortened"
+                done = [one for one in faults.operations if one != "rm_file"]  # its data files may be removed
+                assert len(done) == failing or fault == "shortened"
             else:
                 pytest.fail(f"operation {failing} failed and the commit did not")
         check_visible_in_full_or_not_at_all(store, shard, undisturbed)
