@@ -16,7 +16,7 @@ from .options import CatalogArgument, JsonOption
 from .printing import json_text
 
 if TYPE_CHECKING:
-    from ...pipeline.maintenance.repair import Repair
+    from ...pipeline.maintenance.repair import Loss, Repair
 
 _MOST_NAMED = 20
 
@@ -56,7 +56,7 @@ def repair(
         echo_document(json_text({**asdict(result), "dry_run": dry_run}))
     else:
         echo(*_lines(store.uri, result, dry_run=dry_run))
-    raise typer.Exit(ExitCode.CONCEPTS_FAILED if result.losses else ExitCode.OK)
+    raise typer.Exit(ExitCode.CONCEPTS_FAILED if any(map(_is_lost, result.losses)) else ExitCode.OK)
 
 
 def _lines(uri: str, result: Repair, *, dry_run: bool) -> Iterator[str]:
@@ -64,7 +64,8 @@ def _lines(uri: str, result: Repair, *, dry_run: bool) -> Iterator[str]:
         yield f"{uri}: the index is whole, with {plural(result.concepts, 'concept')}: nothing to repair"
         return
     yield f"fault: {result.fault}"
-    yield from (f"not recovered: {loss.what}: {loss.reason}" for loss in result.losses)
+    for loss in result.losses:
+        yield f"{'not recovered' if _is_lost(loss) else 'replaced'}: {loss.what}: {loss.reason}"
     if result.recovered:
         yield f"{plural(len(result.recovered), 'concept')} recovered from data files: {_some(result.recovered)}"
     if result.unrendered:
@@ -76,6 +77,11 @@ def _lines(uri: str, result: Repair, *, dry_run: bool) -> Iterator[str]:
         yield "nothing is changed yet"
     else:
         yield "submit the manifest again, which does whatever is missing; `persres-batch verify` reads everything back"
+
+
+def _is_lost(loss: Loss) -> bool:
+    """Whether it is data: the rebuilt index replaces a part of the old one."""
+    return not loss.what.startswith(("index/", "commits/"))
 
 
 def _some(names: tuple[str, ...]) -> str:
