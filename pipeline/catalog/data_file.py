@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ...core.errors import StoreError, StoreRefused, StoreUnavailable
 from . import layout
-from .parquet_file import open_bytes, open_parquet, parquet_bytes
+from .parquet_file import digest_in_name, open_bytes, open_parquet, parquet_bytes
 from .store import CatalogStore
 
 _FOLDERS = (layout.RESIDUALS, layout.RENDERINGS)
@@ -26,8 +26,10 @@ _ID = "concept_id"
 
 T = TypeVar("T")
 
-# What pyarrow and our own conversion of rows raise for a file whose bytes are wrong.
-_WRONG_CONTENT = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
+_UNCHECKED_DAMAGE = (*_DAMAGE, TypeError, LookupError, AttributeError, OverflowError)
+"""What reading a damaged file raises, in our conversion of rows too if its bytes have no digest to check them against:
+with one, such an error is a bug and no damage."""
 
 
 class DamagedFile(StoreError):
@@ -65,19 +67,20 @@ def read_data_file(store: CatalogStore, path: str, read: Callable[[pq.ParquetFil
         DamagedFile: the file is not a complete and correct Parquet file.
         StoreError: the file is missing or cannot be read.
     """
+    damage = _DAMAGE if digest_in_name(path) else _UNCHECKED_DAMAGE
     if in_parts:
         try:
             with store.open_input(path) as file, open_parquet(file, file.seek(0, io.SEEK_END), path) as parquet:
                 return read(parquet)
         except (StoreRefused, StoreUnavailable):
             raise
-        except (StoreError, *_WRONG_CONTENT):
+        except (StoreError, *damage):
             pass  # the file is damaged, or was deleted
     data = store.read(path)
     try:
         with open_bytes(data, path) as parquet:
             return read(parquet)
-    except _WRONG_CONTENT as error:
+    except damage as error:
         raise damaged_file(store, path, f"{type(error).__name__}: {error}") from None
 
 

@@ -16,7 +16,6 @@ import time
 from ...core.errors import CatalogHeld
 from ...core.timing import FENCE_POLL_S, FENCE_TIMEOUT_S
 from .commit_record import ShardCommit
-from .data_file import referenced_files
 from .index import read_committed, read_contents
 from .index_version import create_version, newest_version
 from .store import CatalogStore
@@ -58,7 +57,7 @@ def require_counted(store: CatalogStore, record: ShardCommit) -> None:
         if time.monotonic() > deadline:  # the other process is suspended or lost; the next one decides
             raise refused(store, record.run_id)
         time.sleep(FENCE_POLL_S)
-    if not referenced_files(read_committed(store).to_table()).isdisjoint(record.files.values()):
+    if not read_committed(store).files().isdisjoint(record.files.values()):
         return  # it was named, and has been merged into a snapshot since
     for written in (path, *record.files.values()):
         store.delete(written)

@@ -19,7 +19,6 @@ nothing: nobody has been told that it does. One that a version names was whole, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,10 +27,11 @@ import pyarrow as pa
 
 from ...core.errors import StoreError, StoreObjectMissing
 from ...core.plural import plural
+from ..storage.json_document import DamagedDocument, parse_json
 from . import layout
 from .commit_record import ShardCommit, TornRecord, damaged_record
 from .committed import CommittedConcepts
-from .index_version import IndexVersion, Overtaken, create_version, newest_number, newest_version
+from .index_version import IndexVersion, Overtaken, create_version, newest_number, newest_version, read_version
 from .layout import RunPaths
 from .parquet_file import digest_in_name
 from .schemas import index_table
@@ -144,10 +144,14 @@ def compact(store: CatalogStore, *, after: int = 0) -> int:
         Overtaken: another process has changed the index since; nothing was changed.
         StoreError: as for `read_committed`, or the snapshot could not be written, and nothing was deleted.
     """
+    if after:  # whether all are named can be seen without reading them
+        version, paths = newest_version(store), set(_record_paths(store))
+        if version.snapshots and len(paths) <= after and version.records == paths - version.retired:
+            return 0
     contents = read_contents(store)
     version, accepted = contents.version, contents.records.accepted
-    if len(accepted) <= after and version.number and version.snapshots:
-        if set(accepted) != set(version.records):
+    if len(accepted) <= after and version.snapshots:
+        if version.records != set(accepted):
             create_version(store, version, snapshots=version.snapshots, records=accepted)
         return 0
     if accepted or len(contents.snapshots) > 1 or (contents.snapshots and not version.number):
@@ -184,15 +188,19 @@ def _replace_contents(store: CatalogStore, contents: Contents, table: pa.Table) 
     newest_run = contents.committed.newest_run()
     snapshots = [write_snapshot(store, table, newest_run)] if table.num_rows else []
     try:
-        create_version(store, version, snapshots=snapshots, records=(), retired=records)
+        version = create_version(store, version, snapshots=snapshots, records=(), retired=records)
     except Overtaken:
         in_force = newest_version(store).snapshots
         for path in snapshots:
             if path not in in_force:
                 store.delete(path)
         raise
-    for path in (*records, *contents.snapshots, *version.retired):
+    for path in (*contents.snapshots, *version.retired):
         store.delete(path)
+    if version.retired:
+        # Every reader and every commit reads the version: it must not name thousands of records that are gone.
+        with suppress(Overtaken):
+            create_version(store, version, snapshots=snapshots, records=())
 
 
 def read_contents(store: CatalogStore) -> Contents:
@@ -202,25 +210,20 @@ def read_contents(store: CatalogStore) -> Contents:
         StoreError: as for `read_committed`.
     """
     while True:
-        version = newest_version(store)
-        snapshots, records = _snapshot_paths(store), _record_paths(store)
+        in_index, records = store.list(layout.INDEX), _record_paths(store)
+        number, snapshots = newest_number(in_index), _snapshots_among(in_index)
         try:
-            contents = _merge(store, version, snapshots, records)
+            contents = _merge(store, read_version(store, number), snapshots, records)
         except StoreError:
-            if _is_unchanged(store, version, snapshots, records):
-                raise
+            now = store.list(layout.INDEX)
+            same_version = newest_number(now) == number
+            if same_version and set(snapshots) <= set(now) and set(records) <= set(_record_paths(store)):
+                raise  # nothing that was listed has been replaced: the error has another cause
             continue
         # Listing a folder while it changes may return neither the old object nor the new one.
-        unchanged = newest_number(store.list(layout.INDEX)) == version.number
-        if unchanged and (version.number or _snapshot_paths(store) == snapshots):
+        now = store.list(layout.INDEX)
+        if newest_number(now) == number and (number or _snapshots_among(now) == snapshots):
             return contents
-
-
-def _is_unchanged(store: CatalogStore, version: IndexVersion, snapshots: Sequence[str], records: Sequence[str]) -> bool:
-    """Whether no object that was listed has been replaced, so that an error in reading them has another cause."""
-    in_index = store.list(layout.INDEX)
-    same_version = newest_number(in_index) == version.number
-    return same_version and set(snapshots) <= set(in_index) and set(records) <= set(_record_paths(store))
 
 
 def _merge(store: CatalogStore, version: IndexVersion, snapshots: Sequence[str], records: Sequence[str]) -> Contents:
@@ -239,7 +242,7 @@ def _merge(store: CatalogStore, version: IndexVersion, snapshots: Sequence[str],
 
 def _read_loose(store: CatalogStore, version: IndexVersion, paths: Sequence[str]) -> LooseRecords:
     """Read and parse loose records, and tell which of them count."""
-    found, named = LooseRecords(), set(version.records)
+    found = LooseRecords()
     for start in range(0, len(paths), _RECORDS_PER_BATCH):
         batch = paths[start : start + _RECORDS_PER_BATCH]
         texts, counting = store.read_many(batch), []
@@ -247,7 +250,7 @@ def _read_loose(store: CatalogStore, version: IndexVersion, paths: Sequence[str]
             try:
                 record = _parse_record(store, path, texts[path])
             except TornRecord:
-                if path in named:
+                if path in version.records:
                     raise
                 found.torn.append(path)
                 continue
@@ -275,9 +278,10 @@ def _require_nothing_committed(store: CatalogStore) -> None:
         if (run := RunPaths.parse(path)) is None or path != run.summary:
             continue
         try:
-            committed = json.loads(store.read(path)).get("committed")
-        except (StoreObjectMissing, ValueError, AttributeError, RecursionError):
-            continue
+            summary = parse_json(store.read(path), name=store.url(path), fix="")
+        except (StoreObjectMissing, DamagedDocument):
+            continue  # it is no evidence
+        committed = summary.get("committed") if isinstance(summary, dict) else None
         if isinstance(committed, int) and committed > 0:
             raise _lost(store, [layout.INDEX], f"run {run.run_id} committed {plural(committed, 'concept')}")
 
@@ -292,5 +296,5 @@ def _record_paths(store: CatalogStore) -> list[str]:
     return [path for path in store.list(layout.COMMITS) if path.endswith(".json")]
 
 
-def _snapshot_paths(store: CatalogStore) -> list[str]:
-    return [path for path in store.list(layout.INDEX) if path.endswith(".parquet")]
+def _snapshots_among(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path.endswith(".parquet")]

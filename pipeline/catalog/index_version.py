@@ -46,16 +46,16 @@ class IndexVersion:
 
     number: int = 0
     snapshots: tuple[str, ...] = ()
-    records: tuple[str, ...] = ()
+    records: frozenset[str] = frozenset()
     fence: int = 0
     undecided: int = 0
-    retired: tuple[str, ...] = ()
+    retired: frozenset[str] = frozenset()
     token: str = ""
     version: int = INDEX_VERSION
 
     def counts(self, record_path: str, lease_generation: int) -> bool:
-        """Whether a commit record of a run with this lease counts, unless it is retired."""
-        return lease_generation >= self.undecided or record_path in self.records
+        """Whether a commit record of a run with this lease counts."""
+        return record_path not in self.retired and (lease_generation >= self.undecided or record_path in self.records)
 
     def require_fence(self, generation: int, store: CatalogStore) -> None:
         """Raise Overtaken if a process with a later lease than `generation` has raised the fence."""
@@ -63,7 +63,7 @@ class IndexVersion:
             raise _overtaken(store)
 
     def to_json(self) -> bytes:
-        return seal(asdict(self))
+        return seal({**asdict(self), "records": sorted(self.records), "retired": sorted(self.retired)})
 
     @classmethod
     def from_json(cls, data: bytes, *, number: int) -> IndexVersion:
@@ -80,10 +80,10 @@ class IndexVersion:
         return cls(
             number,
             tuple(content["snapshots"]),
-            tuple(content["records"]),
+            frozenset(content["records"]),
             content["fence"],
             content["undecided"],
-            tuple(content["retired"]),
+            frozenset(content["retired"]),
             content["token"],
         )
 
@@ -96,18 +96,29 @@ def newest_version(store: CatalogStore) -> IndexVersion:
     """
     while True:
         number = newest_number(store.list(layout.INDEX))
-        if not number:
-            return IndexVersion()
-        path = layout.index_version(number)
         try:
-            return IndexVersion.from_json(store.read(path), number=number)
-        except (StoreError, ValueError, LookupError, TypeError) as error:
-            if newest_number(store.list(layout.INDEX)) != number:
-                continue  # a later version has replaced it
-            if isinstance(error, StoreError):
+            return read_version(store, number)
+        except StoreError:
+            if newest_number(store.list(layout.INDEX)) == number:
                 raise
-            fix = REPAIR.format(catalog=store.uri)
-            raise StoreError(f"commit index {store.url(path)} is damaged ({error})", fix=fix) from None
+            # A later version has replaced it.
+
+
+def read_version(store: CatalogStore, number: int) -> IndexVersion:
+    """The version of this number; 0 is that of a catalog that has none.
+
+    Raises:
+        StoreError: it cannot be read, or is damaged.
+    """
+    if not number:
+        return IndexVersion()
+    path = layout.index_version(number)
+    data = store.read(path)
+    try:
+        return IndexVersion.from_json(data, number=number)
+    except (ValueError, LookupError, TypeError) as error:
+        fix = REPAIR.format(catalog=store.uri)
+        raise StoreError(f"commit index {store.url(path)} is damaged ({error})", fix=fix) from None
 
 
 def newest_number(paths: Collection[str]) -> int:
@@ -141,10 +152,10 @@ def create_version(
     created = IndexVersion(
         current.number + 1,
         tuple(sorted(snapshots)),
-        tuple(sorted(records)),
+        frozenset(records),
         fence,
         fence if undecided is None else undecided,
-        tuple(sorted(still_there.union(retired))),
+        frozenset(still_there.union(retired)),
         secrets.token_hex(8),
     )
     path, data = layout.index_version(created.number), created.to_json()

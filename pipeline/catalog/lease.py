@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from ...core.errors import CatalogHeld, StoreError
+from ...core.errors import CatalogHeld, StoreError, StoreRefused, StoreUnavailable
 from ...core.timing import LEASE_POLL_S, LEASE_SETTLE_S
 from . import layout
 from .index_version import newest_version
@@ -75,6 +75,7 @@ class Lease:
     def __init__(self, store: CatalogStore, generation: int, state: LeaseState, *, renewed: float) -> None:
         # A renewal that fails must neither delay the next ones nor the end of the run.
         self._store = store.with_retry(min(store.retry_s, state.ttl_s / RENEWALS_PER_TTL))
+        self._patient_store = store
         self.generation = generation
         self._state = state
         self._renewed = renewed
@@ -103,7 +104,7 @@ class Lease:
             StoreError: the store cannot be read.
         """
         if self._lost_to is None:
-            self._compare(*_read_current(self._store))
+            self._compare(*_read_current(self._patient_store))
         self.check()
 
     def is_certain(self) -> bool:
@@ -281,9 +282,14 @@ def _read_current(store: CatalogStore) -> tuple[int, LeaseState | None]:
 
 
 def _fence(store: CatalogStore) -> int:
-    """The generation below which commits are refused, if the lease's own objects are gone; 0 if it is not known."""
+    """The generation below which commits are refused, for a lease whose own objects are gone.
+
+    0 if the index is damaged: `repair`, which needs the lease, gives it another fence, and nothing else can commit.
+    """
     try:
         return newest_version(store).fence
+    except (StoreRefused, StoreUnavailable):
+        raise
     except StoreError:
         return 0
 

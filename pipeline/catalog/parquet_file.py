@@ -15,12 +15,14 @@ import io
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..storage.range_reader import RangeReader
 
 _ROW_GROUPS = "persres.row_groups"
 _NAME_DIGEST = re.compile(r"-([0-9a-f]{32})\.parquet")
@@ -90,10 +92,10 @@ def open_parquet(file: BinaryIO, size: int, path: str) -> pq.ParquetFile:
     if digest is None:
         return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
     footer = _read_footer(fetch, size, digest)
-    verified = _VerifiedFile(fetch, size, footer)
-    parquet = pq.ParquetFile(cast(Any, verified), pre_buffer=True, page_checksum_verification=True)
-    verified.row_groups = _row_groups(parquet.metadata.metadata)
-    return parquet
+    metadata = pq.read_metadata(io.BytesIO(_MAGIC + footer))
+    groups = _VerifiedRowGroups(fetch, json.loads(metadata.metadata[_ROW_GROUPS.encode()]))
+    source = cast(Any, RangeReader(size, groups.read))
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
 
 
 def _read_footer(fetch: Fetch, size: int, digest: str) -> bytes:
@@ -110,72 +112,40 @@ def _read_footer(fetch: Fetch, size: int, digest: str) -> bytes:
     return footer
 
 
-def _row_groups(metadata: Mapping[bytes, bytes] | None) -> tuple[_RowGroup, ...]:
-    return tuple(_RowGroup(*group) for group in json.loads((metadata or {})[_ROW_GROUPS.encode()]))
-
-
 def _digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-@dataclass(frozen=True, slots=True)
-class _RowGroup:
-    start: int
-    end: int
-    digest: str
+class _VerifiedRowGroups:
+    """The row groups of a file, each fetched as a whole and compared with its digest before any of it is given out.
 
+    Args:
+        groups: (first byte, end, digest) of each, in the order of the file.
+    """
 
-class _VerifiedFile(io.RawIOBase):
-    """A Parquet file that gives out only bytes whose digest is right: its footer, and row groups fetched as a whole."""
-
-    def __init__(self, fetch: Fetch, size: int, footer: bytes) -> None:
-        self._fetch, self._size, self._footer = fetch, size, footer
-        self._at = 0
+    def __init__(self, fetch: Fetch, groups: Sequence[tuple[int, int, str]]) -> None:
+        self._fetch, self._groups = fetch, groups
         self._kept: dict[int, bytes] = {}
-        self.row_groups: tuple[_RowGroup, ...] = ()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to the one before `end`, which row groups cover."""
         parts = []
-        while self._at < end:
-            start, data = self._part_at(self._at)
-            part = data[self._at - start : end - start]
-            parts.append(part)
-            self._at += len(part)
+        while start < end:
+            number = bisect_right(self._groups, start, key=lambda group: group[0]) - 1
+            first, last, _ = self._groups[number]
+            if not first <= start < last:
+                raise DigestMismatch(f"byte {start} is in no row group")
+            parts.append(self._row_group(number)[start - first : end - first])
+            start = min(end, last)
         return b"".join(parts)
 
-    def _part_at(self, position: int) -> tuple[int, bytes]:
-        """The verified part of the file with the byte at `position`, and where it starts."""
-        footer_start = self._size - len(self._footer)
-        if position >= footer_start:
-            return footer_start, self._footer
-        for number, group in enumerate(self.row_groups):
-            if group.start <= position < group.end:
-                return group.start, self._row_group(number, group)
-        # Before the footer is parsed nothing else can be verified; the file's first bytes, a constant, are in no group.
-        end = min((group.start for group in self.row_groups if group.start > position), default=footer_start)
-        return position, self._fetch(position, end)
-
-    def _row_group(self, number: int, group: _RowGroup) -> bytes:
-        data = self._kept.get(number)
-        if data is None:
-            data = self._fetch(group.start, group.end)
-            if _digest(data) != group.digest:
+    def _row_group(self, number: int) -> bytes:
+        if number not in self._kept:
+            start, end, digest = self._groups[number]
+            data = self._fetch(start, end)
+            if _digest(data) != digest:
                 raise DigestMismatch(f"row group {number} is not the one that was written")
             while len(self._kept) >= _KEPT_ROW_GROUPS:
                 del self._kept[next(iter(self._kept))]
             self._kept[number] = data
-        return data
+        return self._kept[number]

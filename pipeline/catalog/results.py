@@ -37,7 +37,7 @@ def read_residual_row(store: CatalogStore, committed: CommittedConcept) -> Resid
 
 
 def read_reference_thumbnails(store: CatalogStore, committed: CommittedConcept) -> Sequence[bytes] | None:
-    """Return the thumbnails of a committed concept's references, WebP each; reads nothing else of its row.
+    """Return the thumbnails of a committed concept's references, WebP each. Fetches its row, and decodes only them.
 
     Returns:
         None if an earlier version, which kept none, has committed the residual.

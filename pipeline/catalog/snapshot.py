@@ -19,10 +19,6 @@ _CONCEPTS_PER_ROW_GROUP = 65_536
 _DIGESTS = ("residual_digest", "renderings_digest", "request_digest")  # missing from snapshots of earlier versions
 
 
-class DamagedSnapshot(StoreError):
-    """A snapshot whose content is not the one that was written."""
-
-
 def write_snapshot(store: CatalogStore, table: pa.Table, newest_run: str) -> str:
     """Write a table of schema `INDEX` and read it back; returns its path.
 
@@ -44,8 +40,7 @@ def read_snapshot(store: CatalogStore, path: str) -> pa.Table:
     """A snapshot as a table of schema `INDEX`; digests that an earlier version did not record are empty.
 
     Raises:
-        DamagedSnapshot: its content is not the one that was written.
-        StoreError: it cannot be read, or was written by a newer version.
+        StoreError: it cannot be read, its content is not the one that was written, or a newer version wrote it.
     """
     data = store.read(path)
     try:
@@ -60,7 +55,7 @@ def read_snapshot(store: CatalogStore, path: str) -> pa.Table:
             return _add_missing_digests(file.read(columns)).cast(INDEX)
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DamagedSnapshot(
+        raise StoreError(
             f"commit index {store.url(path)} is damaged ({reason})", fix=REPAIR.format(catalog=store.uri)
         ) from None
 

@@ -1,11 +1,11 @@
 """Remove every trace of a concept from a catalog: faces are concepts, and people withdraw their consent.
 
 The catalog is readable at every moment. First the fence is raised, so that a lost run's worker brings nothing back. The
-rows of other concepts are rewritten under new names; then one index
-snapshot refers to them; then the records and snapshots before it are removed; and only then the files with rows of the
-forgotten concepts. A crash in between leaves objects twice and the concept forgotten in part: forgetting it again
-completes it. A record that still refers to an old file ties with the snapshot that refers to the new one; both hold the
-same rows, and the old file stays until no record names it.
+rows of other concepts are rewritten under new names; then one index snapshot refers to them; then the records and
+snapshots before it are removed; and only then the files with rows of the forgotten concepts. A crash in between leaves
+objects twice and the concept forgotten in part: forgetting it again completes it. A record that still refers to an old
+file ties with the snapshot that refers to the new one; both hold the same rows, and the old file stays until no record
+names it.
 
 Data files that nothing committed refers to are removed rather than rewritten, and so are temporary files and torn
 records, which cannot be searched. The documents of runs come last, since they still name the concept when a crash has
@@ -102,7 +102,7 @@ def forget(
     traces = find_traces(store, concept_ids, searched=traces.searched, results_only=True)
     wanted, changes = traces.concept_ids, _Changes()
     for _ in range(_MAX_PASSES):  # again, since an attempt of a lost run may have committed meanwhile
-        _remove_incomplete_objects(store, check)
+        _remove_unused(store, check)
         _remove_results(store, traces, changes, generation, check)
         traces = find_traces(store, wanted, searched=traces.searched, results_only=True)
         if not traces.in_results:
@@ -112,7 +112,8 @@ def forget(
             f"another process keeps committing {sorted(wanted)[:3]} to {store.uri}",
             fix="end all runs of this catalog, then forget again",
         )
-    _remove_incomplete_objects(store, check)
+    _remove_unused(store, check)
+    _remove_temporary_files(store, check)
     documents = _redact_documents(store, wanted, check)
     return Forgotten(tuple(sorted(wanted)), len(changes.rewritten), len(changes.removed), documents)
 
@@ -203,14 +204,21 @@ def _update_index(table: pa.Table, concept_ids: Collection[str], rewritten: Mapp
     return pa.table(arrays, schema=INDEX)
 
 
-def _remove_incomplete_objects(store: CatalogStore, check: CheckLease) -> None:
-    """Remove temporary files of killed writers, and records and snapshots without effect: any may hold any concept."""
-    hidden = (path for path in store.stat_all(hidden=True) if path.rsplit("/", 1)[-1].startswith("."))
-    temporary = [path for path in hidden if path.endswith(".tmp") and not path.startswith(layout.LEASES)]
+def _remove_unused(store: CatalogStore, check: CheckLease) -> None:
+    """Remove records and snapshots without effect: any of them may hold any concept."""
     unused = unused_objects(store)
-    for path in (*temporary, *unused.torn, *unused.refused, *unused.replaced):
+    for path in (*unused.torn, *unused.refused, *unused.replaced):
         check()
         store.delete(path)
+
+
+def _remove_temporary_files(store: CatalogStore, check: CheckLease) -> None:
+    """Remove what killed writers have left: any of it may hold any concept."""
+    for path in store.stat_all(hidden=True):
+        name = path.rsplit("/", 1)[-1]
+        if name.startswith(".") and name.endswith(".tmp") and not path.startswith(layout.LEASES):
+            check()
+            store.delete(path)
 
 
 def _redact_documents(store: CatalogStore, wanted: frozenset[str], check: CheckLease) -> int:

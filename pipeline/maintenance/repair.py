@@ -4,9 +4,9 @@ What is left of the index and of the commit records counts as it is. Everything 
 have the run, shard and attempt, their rows the concepts, fingerprints, scores and images. So a row of the index is
 derived from every residual and every concept's renderings, and `supersedes` selects one of each concept, as always.
 
-Two things are not in the data files: results that no record names yet, of an attempt that was lost before it ended, are
-taken for committed, which does no harm, since they are whole; and the rendering fingerprint of a concept without
-renderings, which the next submit computes again.
+Two things are not in the data files: that no record names them yet, so that results of an attempt that was lost before
+it ended are taken for committed, which does no harm, since they are whole; and the rendering fingerprint of a concept
+without renderings, which the next submit computes again. A `forget` that was interrupted has to be repeated after it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def find_repair(store: CatalogStore, *, on_progress: Callable[[int, int], None] 
     Raises:
         StoreUnavailable: the store cannot be reached.
     """
-    fault = _fault(store)
-    return Repair(None, len(read_committed(store))) if fault is None else _rebuild(store, fault, on_progress)[0]
+    found = _whole_or_fault(store)
+    return found if isinstance(found, Repair) else _rebuild(store, found, on_progress)[0]
 
 
 def repair(
@@ -113,10 +113,10 @@ def repair(
         Overtaken: another process has changed the index in the meantime.
         StoreError: the store cannot be read or written. Nothing was removed.
     """
-    fault = _fault(store)
-    if fault is None:
-        return Repair(None, len(read_committed(store)))
-    result, remains, committed = _rebuild(store, fault, on_progress)
+    found = _whole_or_fault(store)
+    if isinstance(found, Repair):
+        return found
+    result, remains, committed = _rebuild(store, found, on_progress)
     table = committed.to_table()
     before = [path for path in store.list(layout.INDEX) if path.endswith(".parquet")]
     records = store.list(layout.COMMITS)
@@ -129,14 +129,14 @@ def repair(
     return result
 
 
-def _fault(store: CatalogStore) -> str | None:
+def _whole_or_fault(store: CatalogStore) -> Repair | str:
+    """What a whole index has, or why it is none."""
     try:
-        read_committed(store)
+        return Repair(None, len(read_committed(store)))
     except StoreUnavailable:
         raise
     except StoreError as error:
         return error.message
-    return None
 
 
 def _rebuild(
