@@ -8,6 +8,7 @@ direction. They are shown as JSON escapes, so that a line of JSON stays the same
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 _UNSAFE = re.compile(
     "["
@@ -31,6 +32,14 @@ def terminal_lines(text: str) -> str:
     """As `terminal_line`, for a text of several lines: all but the first are indented, so that none passes for another
     message."""
     return "\n".join(map(terminal_line, _LINE_BREAK.sub("\n  ", text).split("\n")))
+
+
+def utc_text(seconds: float) -> str:
+    """A time by a clock that may be wrong, in seconds since 1970, as a date and a time of day."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s after 1970"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -258,19 +258,20 @@ class _Run:
         log_run_end(self.log, summary, report)
         if report is None:
             self.log.emit("notice", "stopped after its last concept: `persres-batch report` makes the report")
-        self._compact(store)
+        try:
+            self._compact(store)
+        except KeyboardInterrupt:  # the results are committed
+            self.log.emit("notice", "stopped while it compacted its records: the next run does that")
         return FinishedRun(summary, report, pruned)
 
     def _compact(self, store: CatalogStore) -> None:
-        """Compact the commit records, unless the run is to stop: the results are committed, and the next one does."""
+        """Compact the commit records, unless the run is to stop: the next one does."""
         if self.stop:
             return
         try:
             compact(store, after=COMPACT_AFTER)
         except (StoreError, CatalogHeld) as error:
-            self.submission.notice(f"warning: {error}")
-        except KeyboardInterrupt:
-            self.log.emit("notice", "stopped while it compacted its records: the next run does that")
+            self.submission.warn(str(error))
 
     def _record_start(self, documents: RunDocuments) -> None:
         spec, prune = self.submission.spec, self.submission.prune

@@ -19,8 +19,7 @@ from ..core.residual import Residual
 from ..core.sampling.lag_sampling import Rendering, RenderRequest, render
 from ..core.scoring.quality_scores import QualityScores, score_renderings
 from ..core.training.residual_training import TrainedResidual, is_out_of_memory, train_residuals
-from ..core.training.settings import TrainingSettings
-from ..core.training.training_pack import TrainingRequest
+from ..core.training.training_pack import TrainingRequest, iterations_of
 from .catalog.commit_record import Measured
 from .catalog.store import CatalogStore
 from .planning.plan import Shard
@@ -109,7 +108,7 @@ def _train(
 ) -> tuple[dict[str, TrainedResidual], int]:
     """Train all concepts in packs. Returns the residuals by concept id, and the pack size with which training ended."""
     settings, pack_size = work.spec.training, personalizer.pack_size
-    all_iterations = sum(_iterations(settings, one.residual) for one in loaded)
+    all_iterations = sum(iterations_of(settings, one.residual) for one in loaded)
 
     def on_smaller_pack(size: int) -> None:
         nonlocal pack_size
@@ -118,7 +117,7 @@ def _train(
 
     def on_retry(request: TrainingRequest, fault: str) -> None:
         nonlocal all_iterations
-        all_iterations += _iterations(settings, request.start)
+        all_iterations += iterations_of(settings, request.start)
         work.note(f"concept {request.concept_id} is trained again at a lower learning rate: {fault}")
 
     trained: dict[str, TrainedResidual] = {}
@@ -136,11 +135,6 @@ def _train(
         else:
             trained[result.concept_id] = result
     return trained, pack_size
-
-
-def _iterations(settings: TrainingSettings, start: Residual | None) -> int:
-    """Return the number of iterations of a concept that starts from `start`, or cold."""
-    return settings.warm_start.iterations if settings.warm_start and start else settings.iterations
 
 
 def _training_requests(work: ShardWork, base: BaseModel, loaded: Iterable[LoadedConcept]) -> Iterator[TrainingRequest]:

@@ -10,9 +10,10 @@ import typer
 
 from ...core.errors import InvalidInput
 from ...core.plural import plural
+from ...core.terminal_text import utc_text
 from ..terminal.output import echo, echo_document
 from .options import CatalogArgument, CatalogOption, ForceOption, JobServerOption, JsonOption, SpecOption
-from .printing import busy_text, cost_text, failure_lines, print_choices, state_text, utc_text
+from .printing import busy_text, cost_text, failure_lines, print_choices, state_text
 from .runs import RunCatalogOption, names_a_run, show_run
 from .targets import ChosenCatalog, catalog_of_manifest, is_manifest
 

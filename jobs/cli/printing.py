@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ...core.plural import plural
@@ -103,14 +102,6 @@ def busy_text(share: float | None) -> str:
 def cost_text(cost: RunCost | None) -> str:
     """A run's cost as the end of a list; empty if it is unknown."""
     return "" if cost is None else f", {format_cost(cost)}"
-
-
-def utc_text(seconds: float) -> str:
-    """A time, in seconds since 1970, as a date and a time of day."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):  # of a clock, or of a file, that is wrong
-        return f"{seconds:g} s after 1970"
 
 
 def shortened(lines: Sequence[str], shown: int) -> Iterator[str]:

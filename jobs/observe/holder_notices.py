@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
+from ...core.terminal_text import utc_text
 from ...core.timing import WAIT_NOTICE_INTERVAL_S
 from ...pipeline.catalog.lease import LeaseState
 
@@ -22,5 +22,5 @@ class HolderNotices:
         if holder.token == self._token and time.monotonic() - self._noticed_at < WAIT_NOTICE_INTERVAL_S:
             return
         self._token, self._noticed_at = holder.token, time.monotonic()
-        since = datetime.fromtimestamp(holder.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        since = utc_text(holder.acquired_at)
         self._notice(f"waiting for run {holder.run_id} of {holder.owner}, which has held the catalog since {since}")

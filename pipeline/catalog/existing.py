@@ -58,7 +58,7 @@ def is_catalog(store: CatalogStore) -> bool:
 
 def _is_object_of_catalog(path: str) -> bool:
     if path.startswith(layout.LEASES):
-        return path.removeprefix(layout.LEASES).removesuffix(".json").isdigit()
+        return layout.lease_generation(path) is not None
     if path.startswith(layout.INDEX):
         return (path.endswith(".parquet") and "_" in path) or layout.index_version_number(path) is not None
     if run := RunPaths.parse(path):

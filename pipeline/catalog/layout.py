@@ -25,7 +25,8 @@ _ATTEMPT = re.compile(
     r"(?:(?:residuals|renderings)/(?=.*\.parquet$)|commits/(?=.*\.json$))"
     r"(?P<run>[^/_]+)_(?P<shard>[^/_]+)_(?P<attempt>[^/_]+?)(?:-[0-9a-f]{32}(?=\.parquet$))?\.(?:parquet|json)"
 )
-_INDEX_VERSION = re.compile(r"index/(\d{8,})\.json")
+_LEASE = re.compile(r"lease/([0-9]+)\.json")
+_INDEX_VERSION = re.compile(r"index/([0-9]{8,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,12 @@ def index_version_number(path: str) -> int | None:
 def lease_file(generation: int) -> str:
     """Path of one generation of the lease; the highest generation is in force."""
     return f"{LEASES}{generation:08d}.json"
+
+
+def lease_generation(path: str) -> int | None:
+    """The generation of the lease at `path`; None for any other object."""
+    match = _LEASE.fullmatch(path)
+    return int(match[1]) if match else None
 
 
 def pack_size_file(digest: str) -> str:

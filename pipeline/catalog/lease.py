@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 
 from ...core.errors import CatalogHeld, StoreError, StoreRefused, StoreUnavailable
+from ...core.terminal_text import utc_text
 from ...core.timing import LEASE_POLL_S, LEASE_SETTLE_S
 from . import layout
 from .index_version import newest_version
@@ -268,8 +268,8 @@ class _RenewalObserver:
 def _read_current(store: CatalogStore) -> tuple[int, LeaseState | None]:
     """The highest generation and its state; (0, None) if there is none."""
     while True:
-        names = (path.rsplit("/", 1)[-1].removesuffix(".json") for path in store.list(layout.LEASES))
-        generations = [int(name) for name in names if name.isdigit()]
+        found = map(layout.lease_generation, store.list(layout.LEASES))
+        generations = [generation for generation in found if generation is not None]
         if not generations:
             return 0, None
         path = layout.lease_file(max(generations))
@@ -295,7 +295,7 @@ def _fence(store: CatalogStore) -> int:
 
 
 def _catalog_held(store: CatalogStore, state: LeaseState) -> CatalogHeld:
-    since = datetime.fromtimestamp(state.acquired_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    since = utc_text(state.acquired_at)
     return CatalogHeld(
         f"catalog {store.uri} is held by run {state.run_id} of {state.owner} since {since}",
         fix="wait for that run to end, or submit with --wait, which does; a lost run's lease expires "

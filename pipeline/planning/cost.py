@@ -6,10 +6,10 @@ Starting a node and loading the model are not included: a run does not know when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from ..catalog.commit_record import Measured
 from ..spec.prices import Prices
@@ -39,12 +39,6 @@ class RunCost:
         amount = prices.of(hours)
         currency = None if amount is None else prices.currency
         return cls(hours, amount, currency, tuple(sorted({one.device for one in measured})))
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> RunCost:
-        """The inverse of `asdict`; ignores fields that a later version may have added."""
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        return cls(**{**known, "devices": tuple(raw.get("devices", ()))})
 
 
 @dataclass(frozen=True, slots=True)

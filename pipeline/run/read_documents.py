@@ -51,7 +51,7 @@ def read_plan(store: CatalogStore, run_id: str) -> StoredPlan:
 def read_summary(store: CatalogStore, run_id: str) -> RunSummary | None:
     """The summary of a run; None if it has not ended. Raises as `read_plan` does."""
     path = RunPaths(run_id).summary
-    return _read(store, path, RunSummary) if store.exists(path) else None
+    return RunSummary.from_json(store.read(path), name=store.url(path)) if store.exists(path) else None
 
 
 def read_failures(store: CatalogStore, run_id: str) -> StoredFailures:

@@ -299,11 +299,12 @@ def _cell(
         return None
     first = rows[0]
     try:
-        with open_image(first.image, formats=RENDERING_FORMATS) as image:
-            thumbnail = _data_uri(webp_thumbnail(image))
+        image = open_image(first.image, formats=RENDERING_FORMATS)
+        image.load()
     except Exception as error:  # Pillow's decoders raise nearly every kind of exception
         reason = f"{first.image_path} cannot be decoded: {type(error).__name__}: {error}"
         raise damaged_file(store, concept.rendering_file or "", reason) from None
+    thumbnail = _data_uri(webp_thumbnail(image))
     missed = gated and any(row.passed is False for row in rows)
     return Cell(thumbnail, first.seed, first.prompt_score, first.identity_score, missed, len(rows) - 1)
 

@@ -76,13 +76,17 @@ def commit_shard(
     version = newest_version(store)
     if lease_generation < version.fence:
         raise refused(store, run_id)
-    data: dict[str, bytes] = {}
+    files: dict[str, str] = {}
+    data: dict[str, bytes] = {}  # by path
     if residuals:
-        data["residuals"] = data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP)
+        content = data_file_bytes(residual_table(residuals), RESIDUALS_PER_ROW_GROUP)
+        files["residuals"] = paths.residuals(footer_digest(content))
+        data[files["residuals"]] = content
     if renderings:
         ordered = [image for own in images.values() for image in own]
-        data["renderings"] = data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP)
-    files = {kind: getattr(paths, kind)(footer_digest(content)) for kind, content in data.items()}
+        content = data_file_bytes(rendering_table(ordered), RENDERINGS_PER_ROW_GROUP)
+        files["renderings"] = paths.renderings(footer_digest(content))
+        data[files["renderings"]] = content
     concepts = _committed_concepts(succeeded, residuals, images, files)
     record = ShardCommit(
         run_id,
@@ -98,12 +102,12 @@ def commit_shard(
         lease_generation=lease_generation,
         index_version=version.number,
     )
-    for kind, path in files.items():
-        _put(store, path, data[kind])
+    for path, content in data.items():
+        _put(store, path, content)
     try:
         _require_residuals(store, concepts, files)
     except StoreError:  # its concepts may have been forgotten, and these files have rows of them
-        for path in files.values():
+        for path in data:
             store.delete(path)
         raise
     put_record(store, record)

@@ -18,6 +18,7 @@ from persres.pipeline.planning.plan import PlannedConcept
 from persres.pipeline.planning.throughput import MeasuredRun, batch_count, pack_steps, throughput_key
 from persres.pipeline.spec.prices import Prices
 from persres.pipeline.spec.run_spec import RunSpec
+from persres.pipeline.storage.json_document import as_document
 
 from ...support.catalog_factories import PROMPTS, planned, shard_of
 
@@ -162,7 +163,7 @@ def test_run_cost_has_hours_amount_and_devices():
     assert RunCost.of(7200, ones, Prices()) == RunCost(2.0, None, None, (GPU, CPU))
     cost = RunCost.of(7200, ones, Prices(device_hour=1.2))
     assert (cost.amount, cost.currency) == (2.4, "USD")
-    assert RunCost.from_dict(dataclasses.asdict(cost) | {"added_later": 1}) == cost
+    assert as_document(dataclasses.asdict(cost) | {"added_later": 1}, RunCost, name="", fix="") == cost
 
 
 def test_prices_are_validated_and_not_fingerprinted():
