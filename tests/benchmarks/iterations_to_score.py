@@ -18,15 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import yaml
 from benchmark_json import argument_parser, print_json
+from held_out import backgrounds_of, judge_residuals
 
 from persres.core.base_model import BaseModel, load_base_model
 from persres.core.latents import encode_references
 from persres.core.residual import Residual
-from persres.core.sampling.lag_sampling import RenderRequest, render
 from persres.core.scoring.quality_scores import Scorer, load_scorer
 from persres.core.training.convergence import EarlyStopping, has_converged
 from persres.core.training.training_pack import TrainingPack, TrainingRequest
@@ -34,10 +33,8 @@ from persres.pipeline.models.names import SPRITEWORLD
 from persres.pipeline.models.resolve import resolve_model
 from persres.pipeline.spec.run_spec import RunSpec
 from persres.pipeline.spriteworld import scorer_path
-from persres.pipeline.spriteworld.captions import BACKGROUND_PHRASES
 from persres.pipeline.spriteworld.demo_catalog import RUN_SPEC, demo_identities
-from persres.pipeline.spriteworld.training.judge_demo import judge_images
-from persres.pipeline.spriteworld.world import BACKGROUNDS, Identity, draw
+from persres.pipeline.spriteworld.world import Identity, draw
 
 COLD = (0, 25, 50, 75, 100, 125, 150)
 WARM = (0, 25, 50, 75)
@@ -143,40 +140,9 @@ class Study:
 
     def score(self, who: Sequence[tuple[str, Identity]], residuals: Mapping[str, Residual]) -> dict[str, float]:
         """Return the mean identity and prompt scores and the share of right backgrounds, for four prompts a concept."""
-        backgrounds = {name: backgrounds_of(name)[2:6] for name, _ in who}
-        requests = [
-            RenderRequest(
-                name,
-                identity.macro_class,
-                f"a photo of a {{concept}} {BACKGROUND_PHRASES[background][0]}",
-                index,
-                0,
-                "lag",
-                index,
-            )
-            for name, identity in who
-            for index, background in enumerate(backgrounds[name])
-        ]
-        token = self.spec.training.identifier_token
-        renderings = render(self.base, residuals, requests, self.spec.sampling, identifier_token=token)
-        scores = [
-            score
-            for name, identity in who
-            for score in judge_images(
-                self.scorer,
-                identity,
-                [one.image for one in renderings if one.request.concept_id == name],
-                backgrounds[name],
-            )
-        ]
-        identity, prompt, background = np.mean(np.asarray(scores, dtype=float), axis=0).round(3).tolist()
+        scores = judge_residuals(self.base, self.scorer, self.spec, who, residuals, prompts=4)
+        identity, prompt, background = scores.mean(axis=(0, 1)).round(3).tolist()
         return {"identity": identity, "prompt": prompt, "background": background}
-
-
-def backgrounds_of(name: str) -> list[str]:
-    """Return all backgrounds in an order that depends on the concept: two for references, the others for prompts."""
-    rng = np.random.default_rng(list(name.encode()))
-    return [BACKGROUNDS[index] for index in rng.permutation(len(BACKGROUNDS))]
 
 
 def mean_residual(residuals: Sequence[Residual]) -> Residual:

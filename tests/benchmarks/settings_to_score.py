@@ -19,12 +19,11 @@ import numpy as np
 import torch
 import yaml
 from benchmark_json import argument_parser, print_json
-from iterations_to_score import backgrounds_of
+from held_out import backgrounds_of, judge_residuals
 
 from persres.core.base_model import BaseModel, load_base_model
 from persres.core.latents import encode_references
 from persres.core.residual import Residual
-from persres.core.sampling.lag_sampling import RenderRequest, render
 from persres.core.scoring.quality_scores import Scorer, load_scorer
 from persres.core.training.residual_training import TrainedResidual, train_residuals
 from persres.core.training.settings import TrainingSettings
@@ -33,9 +32,7 @@ from persres.pipeline.models.names import SPRITEWORLD
 from persres.pipeline.models.resolve import resolve_model
 from persres.pipeline.spec.run_spec import RunSpec
 from persres.pipeline.spriteworld import scorer_path
-from persres.pipeline.spriteworld.captions import BACKGROUND_PHRASES
 from persres.pipeline.spriteworld.demo_catalog import RUN_SPEC, demo_identities
-from persres.pipeline.spriteworld.training.judge_demo import judge_images
 from persres.pipeline.spriteworld.world import Identity, draw
 
 DEMO: dict[str, Any] = {
@@ -141,28 +138,8 @@ class Study:
 
     def score(self, residuals: Mapping[str, Residual]) -> np.ndarray:
         """Return every concept's mean identity and its share of right backgrounds, [concepts, 2]."""
-        backgrounds = {name: backgrounds_of(name)[2 : 2 + self.prompts] for name, _ in self.who}
-        requests = [
-            RenderRequest(
-                name,
-                identity.macro_class,
-                f"a photo of a {{concept}} {BACKGROUND_PHRASES[background][0]}",
-                index,
-                0,
-                "lag",
-                index,
-            )
-            for name, identity in self.who
-            for index, background in enumerate(backgrounds[name])
-        ]
-        token = self.spec.training.identifier_token
-        renderings = render(self.base, residuals, requests, self.spec.sampling, identifier_token=token)
-        rows = []
-        for name, identity in self.who:
-            images = [one.image for one in renderings if one.request.concept_id == name]
-            judged = list(judge_images(self.scorer, identity, images, backgrounds[name]))
-            rows.append([np.mean([one[0] for one in judged]), np.mean([one[2] for one in judged])])
-        return np.asarray(rows, dtype=float)
+        scores = judge_residuals(self.base, self.scorer, self.spec, self.who, residuals, self.prompts)
+        return scores.mean(axis=1)[:, [0, 2]]
 
 
 def describe(scores: np.ndarray) -> dict[str, Any]:
